@@ -1,0 +1,143 @@
+//! The ledger: the durable record of sales, holds and purchases.
+//!
+//! Owns the traits that both ledgers implement. Refuses to know the inventory, HTTP and coroutines: all calls
+//! here block, so they belong to plain threads (the writer's and the keeper's), never to a core.
+
+use crate::code::KEY_BYTES;
+use crate::domain::{Id, Records, SaleId, Terms};
+use std::fmt;
+
+/// Why the ledger did not do what was asked.
+#[derive(Debug)]
+pub enum LedgerError {
+    /// The records are of another epoch than the ledger's. Nothing was written.
+    Stale {
+        /// The epoch that is in force.
+        current: u64,
+    },
+    /// The ledger cannot be reached or refused. A write may have happened; writing it again is harmless.
+    Failed(String),
+}
+
+impl fmt::Display for LedgerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LedgerError::Stale { current } => write!(f, "the ledger's epoch is {current}"),
+            LedgerError::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for LedgerError {}
+
+/// What the writer thread writes to.
+pub trait Append: Send {
+    /// Writes all `batches` in one transaction, or nothing. A record that is there already is left as it is, so
+    /// that the same call may be repeated after an error. An implementation makes a lost connection anew by itself,
+    /// on the next call. `Stale` if any batch's epoch is not the one in force.
+    fn append(&mut self, batches: &[&Records]) -> Result<(), LedgerError>;
+}
+
+/// A sale as the ledger knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SaleRow {
+    /// Its terms.
+    pub terms: Terms,
+    /// Whether its state has been opened in the inventory at some time: from then on a missing state is a loss.
+    pub opened: bool,
+}
+
+/// All that the ledger knows of one hold: the checkout's row, the purchase's row, or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HoldRow {
+    /// The hold's number.
+    pub number: crate::domain::HoldNumber,
+    /// Who.
+    pub user: Id,
+    /// What.
+    pub item: Id,
+    /// When it was taken, unix milliseconds (the purchase's time if only that row is there).
+    pub taken_ms: u64,
+    /// When it expires, unix milliseconds (0 if only the purchase's row is there).
+    pub expires_ms: u64,
+    /// When it was redeemed, unix milliseconds.
+    pub purchased_ms: Option<u64>,
+    /// Whether the checkout's row is there.
+    pub has_checkout: bool,
+}
+
+/// What the keeper asks of a ledger. All calls block for seconds at most, then fail.
+pub trait Ledger: Send {
+    /// The key that all codes are minted with, made on the first call ever.
+    fn code_key(&mut self) -> Result<[u8; KEY_BYTES], LedgerError>;
+
+    /// A fresh instance number, never given out before.
+    fn new_instance(&mut self) -> Result<u64, LedgerError>;
+
+    /// The sales that end after `now_ms`, by their start.
+    fn sales(&mut self, now_ms: u64) -> Result<Vec<SaleRow>, LedgerError>;
+
+    /// Fixes a sale's terms. Returns those in force: `terms`, or those of whoever was first.
+    fn plan(&mut self, terms: &Terms) -> Result<SaleRow, LedgerError>;
+
+    /// Notes that `sale` is about to be opened in the inventory.
+    fn mark_opened(&mut self, sale: SaleId) -> Result<(), LedgerError>;
+
+    /// Calls `each` for every hold of `sale`, in the order of their numbers.
+    fn holds(&mut self, sale: SaleId, each: &mut dyn FnMut(HoldRow)) -> Result<(), LedgerError>;
+
+    /// How many checkouts and how many purchases the ledger has of `sale`.
+    fn counts(&mut self, sale: SaleId) -> Result<(u64, u64), LedgerError>;
+}
+
+/// The number in force and the Redis it was opened on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Epoch {
+    /// The epoch.
+    pub number: u64,
+    /// What `INFO` said of the Redis (run id and replication id) when its sales were opened; empty before the first opening.
+    pub identity: String,
+}
+
+/// What only a ledger shared by several instances has: the fence. All calls block for seconds at most, then fail.
+pub trait Fence: Ledger {
+    /// The epoch in force (1 in a new ledger).
+    fn epoch(&mut self) -> Result<Epoch, LedgerError>;
+
+    /// Takes this instance's shared lock of `epoch`, letting go of the one it had. Held by a session of its own until
+    /// [`Fence::leave`], the next `join`, or the session's end.
+    fn join(&mut self, epoch: u64) -> Result<(), LedgerError>;
+
+    /// Lets go of the shared lock. The ledger's word that this instance has written all that it decided.
+    fn leave(&mut self) -> Result<(), LedgerError>;
+
+    /// Whether this instance's shared lock is still held (its session lives).
+    fn is_member(&mut self) -> bool;
+
+    /// Waits at most `wait` for the openers' lock, one for all instances, in a transaction of a session of its own which
+    /// the server ends when it is left idle for three seconds: a stopped opener cannot keep others out.
+    /// `Ok(false)` if another has it.
+    fn lock_opening(&mut self, wait: std::time::Duration) -> Result<bool, LedgerError>;
+
+    /// Whether the openers' lock is still this instance's; resets the idle clock.
+    fn still_opening(&mut self) -> Result<(), LedgerError>;
+
+    /// Lets go of the openers' lock.
+    fn unlock_opening(&mut self);
+
+    /// Raises the epoch from `from` to `from + 1`, visible to all at once; `Stale` if it is not `from` any more.
+    fn raise(&mut self, from: u64) -> Result<u64, LedgerError>;
+
+    /// Notes the Redis that `epoch` is opened on; `Stale` if the epoch has moved on.
+    fn set_identity(&mut self, epoch: u64, identity: &str) -> Result<(), LedgerError>;
+
+    /// Waits until no instance holds the shared lock of `epoch`, at most `wait`. `Ok(false)` if one still does.
+    fn drain(&mut self, epoch: u64, wait: std::time::Duration) -> Result<bool, LedgerError>;
+
+    /// Writes what is missing of `records` under their epoch, row by row where others are there already.
+    /// Returns how many rows were new. `Stale` as in [`Append`].
+    fn add_missing(&mut self, records: &Records) -> Result<u64, LedgerError>;
+
+    /// Keeps `records` apart, in a table of their own, with the reason: they were answered but no longer fit the sale.
+    fn keep_apart(&mut self, records: &Records, reason: &str) -> Result<(), LedgerError>;
+}

@@ -1,0 +1,5 @@
+//! A flash-sale engine.
+#![warn(missing_docs)]
+pub mod code;
+pub mod domain;
+pub mod ledger;
