@@ -1,0 +1,127 @@
+-- Takes an item for each of a batch of checkouts, in their order.
+--
+-- KEYS   1 the sale's state (hash), 2 its queue (list); one hash tag
+-- ARGV   1 the epoch, then for each checkout: hold number, user, item
+-- Reply  'K <now> <expires> <next>\n<marks>'  times in unix ms; a mark for each checkout:
+--          H held until <expires>, S sold out until <next> at least, L the user's limit,
+--          A again: more holds may have expired than one call takes back, D the number is taken
+--        'N' no state, 'E <epoch>' another epoch, 'C <status>' not selling, 'T <now>' the sale is not on,
+--        'Q' the queue is not the one that the state knows; nothing was changed by any of these
+-- Holds  free + held + purchased = items; the queue is in the order of expiry and `queue` is its length
+--
+-- A hold's record is '<H|P|X><taken>:<expires>:<purchased>:<bytes of user>:<user><item>'
+-- (held, purchased, expired), an entry of the queue is '<number>:<expires>:<user>'.
+
+local state, queue = KEYS[1], KEYS[2]
+-- Entries taken back in one call. With 512 checkouts the longest unpack is 512 * 4 + 256 * 4 + 10, below Lua's 8,000.
+local BOUND = 256
+
+local META = 9
+local fields = {'epoch', 'status', 'limit', 'hold', 'start', 'end', 'clock', 'free', 'queue'}
+local count = (#ARGV - 1) / 3
+for i = 1, count do
+  fields[META + 2 * i - 1] = 'u:' .. ARGV[3 * i]
+  fields[META + 2 * i] = 'h:' .. ARGV[3 * i - 1]
+end
+local have = redis.call('HMGET', state, unpack(fields))
+if not have[1] then return 'N' end
+if have[1] ~= ARGV[1] then return 'E ' .. have[1] end
+if have[2] ~= 'open' then return 'C ' .. have[2] end
+
+local limit, ends, free = tonumber(have[3]), tonumber(have[6]), tonumber(have[8])
+local time = redis.call('TIME')
+local now = math.max(time[1] * 1000 + math.floor(time[2] / 1000), tonumber(have[7]))
+if now < tonumber(have[5]) or now >= ends then return 'T ' .. now end
+local length = tonumber(have[9])
+if redis.call('LLEN', queue) ~= length then return 'Q' end
+
+local counts, changed = {}, {}
+local function set(field, value)
+  changed[#changed + 1] = field
+  changed[#changed + 1] = value
+end
+
+-- What no longer holds an item leaves the queue's head: expired holds, whose items come back, and purchased ones.
+-- `head` is the expiry of the first live hold afterwards.
+local dropped, again, head, returned = 0, false, nil, 0
+local function settle()
+  local entries = redis.call('LRANGE', queue, 0, BOUND - 1)
+  local names, parsed = {}, {}
+  for i, entry in ipairs(entries) do
+    local number, expires, user = string.match(entry, '^(%d+):(%d+):(.*)$')
+    parsed[i] = {'h:' .. number, tonumber(expires), 'u:' .. user}
+    names[2 * i - 1], names[2 * i] = parsed[i][1], parsed[i][3]
+  end
+  local found = redis.call('HMGET', state, unpack(names))
+  for i, entry in ipairs(parsed) do
+    local record, user = found[2 * i - 1], entry[3]
+    local held = record and string.sub(record, 1, 1) == 'H'
+    if held and entry[2] > now then
+      head = entry[2]
+      return
+    end
+    if held then
+      set(entry[1], 'X' .. string.sub(record, 2))
+      counts[user] = (counts[user] or tonumber(found[2 * i])) - 1
+      returned = returned + 1
+    end
+    dropped = i
+  end
+  again = dropped < length
+end
+
+local first = redis.call('LINDEX', queue, 0)
+if first then
+  local number, expires = string.match(first, '^(%d+):(%d+):')
+  head = tonumber(expires)
+  if head <= now then
+    head = nil
+    settle()
+  elseif free < count then
+    -- It may sell out in this call: then the answer names the first live hold, not one that was purchased.
+    local record = redis.call('HGET', state, 'h:' .. number)
+    if not record or string.sub(record, 1, 1) ~= 'H' then
+      head = nil
+      settle()
+    end
+  end
+end
+free = free + returned
+
+local expires = math.min(now + tonumber(have[4]), ends)
+local marks, pushed, taken = {}, {}, 0
+for i = 1, count do
+  local number, user, item = ARGV[3 * i - 1], ARGV[3 * i], ARGV[3 * i + 1]
+  local who = 'u:' .. user
+  local his = counts[who] or tonumber(have[META + 2 * i - 1] or 0)
+  if have[META + 2 * i] then
+    marks[i] = 'D'
+  elseif free == 0 then
+    marks[i] = again and 'A' or 'S'
+  elseif his >= limit then
+    marks[i] = 'L'
+  else
+    marks[i] = 'H'
+    free, taken, counts[who] = free - 1, taken + 1, his + 1
+    pushed[taken] = number .. ':' .. expires .. ':' .. user
+    set('h:' .. number, 'H' .. now .. ':' .. expires .. ':0:' .. #user .. ':' .. user .. item)
+  end
+end
+
+-- The queue before the hash, which knows its length: a loss between the two is seen by the next call.
+if dropped > 0 then redis.call('LTRIM', queue, dropped, -1) end
+if taken > 0 then
+  redis.call('RPUSH', queue, unpack(pushed))
+  -- A list that was empty is a new key: it needs the state's backstop, a week after the end, again.
+  if dropped == length then redis.call('EXPIREAT', queue, math.floor(ends / 1000) + 604800) end
+end
+for who, his in pairs(counts) do set(who, his) end
+if dropped > 0 or taken > 0 then
+  set('free', free)
+  set('queue', length - dropped + taken)
+end
+set('clock', now)
+redis.call('HSET', state, unpack(changed))
+if taken ~= returned then redis.call('HINCRBY', state, 'held', taken - returned) end
+
+return 'K ' .. now .. ' ' .. expires .. ' ' .. (head or (taken > 0 and expires) or ends) .. '\n' .. table.concat(marks)

@@ -1,0 +1,18 @@
+-- Puts a sale's rebuilt state in the place of what is there, in one step.
+--
+-- KEYS   1 state, 2 queue, 3 the state that was built, 4 the queue that was built; one hash tag
+-- ARGV   1 the epoch, 2 when the keys expire (unix seconds): a backstop, long after the sale's end
+-- Reply  'K' opened, 'E <epoch>' a newer epoch is there, 'N' nothing of this epoch was built; nothing was changed then
+-- Holds  the state sells from now on, with free + held + purchased = items
+
+local there = redis.call('HGET', KEYS[1], 'epoch')
+if there and tonumber(there) > tonumber(ARGV[1]) then return 'E ' .. there end
+if redis.call('HGET', KEYS[3], 'epoch') ~= ARGV[1] then return 'N' end
+redis.call('UNLINK', KEYS[1], KEYS[2])
+redis.call('RENAME', KEYS[3], KEYS[1])
+redis.call('EXPIREAT', KEYS[1], ARGV[2])
+if redis.call('EXISTS', KEYS[4]) == 1 then
+  redis.call('RENAME', KEYS[4], KEYS[2])
+  redis.call('EXPIREAT', KEYS[2], ARGV[2])
+end
+return 'K'

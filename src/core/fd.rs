@@ -1,0 +1,39 @@
+//! Descriptors of a wanted residue.
+
+use rustix::io::fcntl_dupfd_cloexec;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// A descriptor of the same open file whose number modulo `cores` is `core`, so that its events run there.
+/// Returns `fd` itself when it fits already. Fails when the process has no free descriptors.
+pub fn place(fd: OwnedFd, core: usize, cores: usize) -> io::Result<OwnedFd> {
+    let mut placed = fd;
+    loop {
+        let number = usize::try_from(placed.as_raw_fd()).map_err(io::Error::other)?;
+        let missing = (core + cores - number % cores) % cores;
+        if missing == 0 {
+            return Ok(placed);
+        }
+        // The kernel gives the lowest free number from here on, which may be past the one wished for.
+        let least = i32::try_from(number + missing).map_err(io::Error::other)?;
+        placed = fcntl_dupfd_cloexec(&placed, least)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_residue_is_reached() {
+        for cores in 1..5 {
+            for core in 0..cores {
+                let pair = rustix::pipe::pipe().unwrap();
+                let placed = place(pair.0, core, cores).unwrap();
+                assert_eq!(placed.as_raw_fd() as usize % cores, core);
+                rustix::io::write(&pair.1, b"x").unwrap();
+                assert_eq!(rustix::io::read(&placed, &mut [0; 1]).unwrap(), 1);
+            }
+        }
+    }
+}

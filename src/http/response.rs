@@ -1,0 +1,143 @@
+//! Responses as bytes.
+//!
+//! Owns status lines, the headers that every response has, and their order. Refuses to know what a body means.
+
+use super::request::Reject;
+
+/// An HTTP date, as `Date` carries it (RFC 9110, section 5.6.7).
+pub type HttpDate = [u8; 29];
+
+/// Writes one response into a connection's output.
+pub struct Responder<'a> {
+    /// What the response is appended to.
+    pub out: &'a mut Vec<u8>,
+    /// Reused memory for the body, whose length comes before it.
+    pub scratch: &'a mut Vec<u8>,
+    /// The date to send.
+    pub date: &'a HttpDate,
+    /// Whether the connection stays open after this response.
+    pub keep_alive: bool,
+    /// Whether the request was of HTTP/1.1, where staying open goes without saying.
+    pub http_11: bool,
+    /// Whether the request was `HEAD`: all headers, no body.
+    pub head_only: bool,
+}
+
+/// One more header line.
+#[derive(Clone, Copy, Debug)]
+pub enum Extra {
+    /// `Retry-After`, in seconds.
+    RetryAfter(u64),
+    /// Whole lines, each with its CRLF.
+    Lines(&'static str),
+    /// Nothing.
+    None,
+}
+
+impl Responder<'_> {
+    /// A JSON response; `body` appends its text.
+    pub fn json(&mut self, status: u16, extra: Extra, body: impl FnOnce(&mut Vec<u8>)) {
+        self.scratch.clear();
+        body(self.scratch);
+        self.head(status, "application/json", extra, self.scratch.len());
+        self.finish();
+    }
+
+    /// A response of another type.
+    pub fn text(&mut self, status: u16, content_type: &str, extra: Extra, body: &str) {
+        self.scratch.clear();
+        self.scratch.extend_from_slice(body.as_bytes());
+        self.head(status, content_type, extra, body.len());
+        self.finish();
+    }
+
+    /// A refusal: `{"error":…,"message":…}`. Both texts must be free of what JSON escapes.
+    pub fn refuse(&mut self, status: u16, extra: Extra, error: &str, message: &str) {
+        self.json(status, extra, |body| {
+            for part in ["{\"error\":\"", error, "\",\"message\":\"", message, "\"}"] {
+                body.extend_from_slice(part.as_bytes());
+            }
+        });
+    }
+
+    /// The answer to what is not a request.
+    pub fn reject(&mut self, reject: Reject) {
+        self.json(reject.status(), Extra::None, |body| {
+            body.extend_from_slice(b"{\"error\":\"bad_request\",\"message\":\"");
+            body.extend_from_slice(reject.to_string().as_bytes());
+            body.extend_from_slice(b"\"}");
+        });
+    }
+
+    fn head(&mut self, status: u16, content_type: &str, extra: Extra, length: usize) {
+        let mut digits = itoa::Buffer::new();
+        let out = &mut *self.out;
+        out.extend_from_slice(status_line(status).as_bytes());
+        for part in ["Content-Type: ", content_type, "\r\nContent-Length: ", digits.format(length), "\r\nDate: "] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        out.extend_from_slice(self.date);
+        out.extend_from_slice(b"\r\n");
+        match extra {
+            Extra::None => {}
+            Extra::Lines(lines) => out.extend_from_slice(lines.as_bytes()),
+            Extra::RetryAfter(seconds) => {
+                out.extend_from_slice(b"Retry-After: ");
+                out.extend_from_slice(digits.format(seconds).as_bytes());
+                out.extend_from_slice(b"\r\n");
+            }
+        }
+        out.extend_from_slice(match (self.keep_alive, self.http_11) {
+            (true, true) => b"\r\n",
+            (true, false) => b"Connection: keep-alive\r\n\r\n",
+            (false, _) => b"Connection: close\r\n\r\n",
+        });
+    }
+
+    fn finish(&mut self) {
+        if !self.head_only {
+            self.out.extend_from_slice(self.scratch);
+        }
+    }
+}
+
+fn status_line(status: u16) -> &'static str {
+    match status {
+        200 => "HTTP/1.1 200 OK\r\n",
+        400 => "HTTP/1.1 400 Bad Request\r\n",
+        404 => "HTTP/1.1 404 Not Found\r\n",
+        405 => "HTTP/1.1 405 Method Not Allowed\r\n",
+        409 => "HTTP/1.1 409 Conflict\r\n",
+        413 => "HTTP/1.1 413 Content Too Large\r\n",
+        417 => "HTTP/1.1 417 Expectation Failed\r\n",
+        429 => "HTTP/1.1 429 Too Many Requests\r\n",
+        431 => "HTTP/1.1 431 Request Header Fields Too Large\r\n",
+        501 => "HTTP/1.1 501 Not Implemented\r\n",
+        503 => "HTTP/1.1 503 Service Unavailable\r\n",
+        505 => "HTTP/1.1 505 HTTP Version Not Supported\r\n",
+        _ => "HTTP/1.1 500 Internal Server Error\r\n",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_and_bodies() {
+        let check = |keep_alive, http_11, head_only, want: &str| {
+            let (mut out, mut scratch) = (Vec::new(), Vec::new());
+            let date = b"Thu, 01 Jan 1970 00:00:00 GMT";
+            let mut r = Responder { out: &mut out, scratch: &mut scratch, date, keep_alive, http_11, head_only };
+            r.refuse(409, Extra::RetryAfter(7), "sold_out", "x");
+            let start = "HTTP/1.1 409 Conflict\r\nContent-Type: application/json\r\nContent-Length: 34\r\n\
+                         Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nRetry-After: 7\r\n";
+            assert_eq!(String::from_utf8(out).unwrap(), format!("{start}{want}"));
+        };
+        let body = r#"{"error":"sold_out","message":"x"}"#;
+        check(true, true, false, &format!("\r\n{body}"));
+        check(true, false, false, &format!("Connection: keep-alive\r\n\r\n{body}"));
+        check(false, true, false, &format!("Connection: close\r\n\r\n{body}"));
+        check(true, true, true, "\r\n");
+    }
+}

@@ -1,0 +1,130 @@
+//! The inventory: who decides. Redis, or memory when embedded.
+//!
+//! Owns the trait that the service sees and the view that the keeper gives to the cores. Refuses to know HTTP, the
+//! ledger's kind and how sales come to be opened.
+
+pub mod memory;
+pub mod redis;
+
+use crate::core::{Ticket, Waiter};
+use crate::domain::{Outcome, Request, SaleId, Terms};
+use crate::record::Handoff;
+use arc_swap::ArcSwap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Decides checkouts and purchases. Every call is made on the core that it is about, and never blocks.
+pub trait Inventory: Send + Sync + 'static {
+    /// Decides now, or has the decision delivered to `waiter` later (`None`).
+    fn submit(&self, waiter: &Arc<Waiter>, ticket: Ticket, request: &Request) -> Option<Outcome>;
+
+    /// Some time has passed: notice what is overdue.
+    fn tick(&self, core: usize);
+
+    /// Answers wait for these records; now they are in the ledger, or it gave them up.
+    fn written(&self, core: usize, handoff: Box<Handoff>, ok: bool);
+
+    /// How many requests this core has that are not decided yet.
+    fn undecided(&self, core: usize) -> usize;
+}
+
+/// The inventory's clock, carried on by the local monotonic one.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    at: Instant,
+    ms: u64,
+}
+
+impl Clock {
+    /// The inventory said `ms` (unix milliseconds) at `at`.
+    pub fn new(at: Instant, ms: u64) -> Clock {
+        Clock { at, ms }
+    }
+
+    /// What it would say at `at`. Behind the truth by the way of its last answer, never ahead of it.
+    pub fn ms(&self, at: Instant) -> u64 {
+        self.ms.saturating_add(u64::try_from(at.saturating_duration_since(self.at).as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+/// What the cores need to know to ask for a decision.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The epoch in force.
+    pub epoch: u64,
+    /// Whether anything may be sold: not before the first opening, and not while a loss is suspected.
+    pub selling: bool,
+    /// The sales that have been opened and have not ended, by their start.
+    pub sales: Vec<Terms>,
+    /// Which Redis the epoch was opened on.
+    pub identity: String,
+    /// The inventory's clock.
+    pub clock: Clock,
+}
+
+/// How long what a core knows by itself (that a sale is sold out) is trusted: operator actions and a rebuilding
+/// elsewhere are seen after that.
+pub const LATCH_TRUST: Duration = Duration::from_secs(1);
+
+impl View {
+    /// Nothing is sold yet.
+    pub fn closed() -> View {
+        View {
+            epoch: 0,
+            selling: false,
+            sales: Vec::new(),
+            identity: String::new(),
+            clock: Clock::new(Instant::now(), 0),
+        }
+    }
+
+    /// The sale that is on at `now_ms`.
+    pub fn sale_at(&self, now_ms: u64) -> Option<&Terms> {
+        self.sales.iter().find(|terms| terms.is_on(now_ms))
+    }
+
+    /// An opened sale by its id.
+    pub fn sale(&self, id: SaleId) -> Option<&Terms> {
+        self.sales.iter().find(|terms| terms.sale == id)
+    }
+
+    /// What can be said of a code's sale without asking anybody; the terms if the inventory has to be asked.
+    pub fn judge_code(&self, id: SaleId, now_ms: u64) -> Result<&Terms, Outcome> {
+        match self.sale(id) {
+            Some(terms) if terms.ends_ms <= now_ms => Err(Outcome::InvalidCode),
+            Some(terms) => Ok(terms),
+            // Sales leave the view from the front when they have ended; a later one was opened by another instance.
+            None if self.sales.last().is_some_and(|last| id < last.sale) => Err(Outcome::InvalidCode),
+            None => Err(Outcome::Unavailable),
+        }
+    }
+}
+
+/// The view, as the keeper publishes it and the cores read it.
+pub type Gate = Arc<ArcSwap<View>>;
+
+/// What a core has seen that the keeper should look into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Suspicion {
+    /// The state of a sale that was opened is not there, is not whole, or does not sell.
+    State(SaleId, &'static str),
+    /// Redis carries another epoch.
+    Epoch(u64),
+    /// The Redis that answers is another one, or was started anew; or it is a replica.
+    Identity(String),
+    /// The connection is gone.
+    Away(String),
+}
+
+/// Which Redis this is, from its `INFO server replication`: the run id changes with a restart and the replication
+/// id with a promotion, so both unchanged means that no write was lost. `Err` for a replica.
+pub fn identity(info: &str) -> Result<String, String> {
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    if field("role") != Some("master") {
+        return Err("this Redis is a replica".into());
+    }
+    match (field("run_id"), field("master_replid")) {
+        (Some(run), Some(replication)) => Ok(format!("{run}/{replication}")),
+        _ => Err("Redis does not tell its run id and replication id".into()),
+    }
+}

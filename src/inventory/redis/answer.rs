@@ -1,0 +1,204 @@
+//! From a script's reply to everybody's answer.
+
+use super::lane::{Flight, Lane, Latch, Pending, Script, State, again};
+use super::scripts::{self, CheckoutMark, Checkouts, Fact, PurchaseMark, Purchases, Refusal};
+use crate::domain::{HoldKey, HoldNumber, Outcome, Record, RecordKind, Request};
+use crate::inventory::{Clock, Suspicion};
+use crate::record::{Ack, Handoff};
+use crate::redis::resp::Reply;
+use std::time::Instant;
+
+/// Answers all requests of `flight`. `Err` if the connection is of no more use.
+pub(super) fn answer(lane: &Lane, state: &mut State, flight: Flight, reply: Reply<'_>) -> Result<(), String> {
+    let body = match reply {
+        Reply::Bulk(body) => body,
+        Reply::Error(text) => {
+            let text = String::from_utf8_lossy(text).into_owned();
+            refuse(flight.requests, state);
+            return error(lane, text);
+        }
+        _ => {
+            refuse(flight.requests, state);
+            return Err("a reply of another kind than a script's".into());
+        }
+    };
+    let count = flight.requests.len();
+    let refusal = match flight.script {
+        Script::Checkout => match scripts::read_checkout(body, count) {
+            Some(Ok(decided)) => return checkouts(lane, state, flight, &decided),
+            other => other.and_then(Result::err),
+        },
+        Script::Purchase => match scripts::read_purchase(body, count) {
+            Some(Ok(decided)) => return purchases(lane, state, flight, &decided),
+            other => other.and_then(Result::err),
+        },
+    };
+    match refusal {
+        Some(refusal) => {
+            refused(lane, state, flight, refusal);
+            Ok(())
+        }
+        None => {
+            refuse(flight.requests, state);
+            Err("a reply that no script gives".into())
+        }
+    }
+}
+
+/// Tells everybody that nobody can decide now.
+pub(super) fn refuse(mut requests: Vec<Pending>, state: &mut State) {
+    for pending in requests.drain(..) {
+        pending.waiter.deliver(pending.ticket, Outcome::Unavailable);
+    }
+    state.recycle(requests);
+}
+
+/// Redis refused the call as such. None of these changes anything before the script's first write.
+fn error(lane: &Lane, text: String) -> Result<(), String> {
+    let code = text.split_ascii_whitespace().next().unwrap_or_default();
+    match code {
+        // The scripts are gone or the role is: connecting anew loads the one and looks at the other.
+        "NOSCRIPT" | "READONLY" => Err(text),
+        _ => {
+            lane.shared.suspect(Suspicion::Away(text));
+            Ok(())
+        }
+    }
+}
+
+fn refused(lane: &Lane, state: &mut State, flight: Flight, refusal: Refusal) {
+    let sale = flight.terms.sale;
+    match refusal {
+        Refusal::NotOn(now_ms) => {
+            state.clock = Some(Clock::new(Instant::now(), now_ms));
+            return not_on(state, flight, now_ms);
+        }
+        Refusal::Missing => lane.shared.suspect(Suspicion::State(sale, "is missing")),
+        Refusal::Closed => lane.shared.suspect(Suspicion::State(sale, "is closed")),
+        Refusal::Damaged => lane.shared.suspect(Suspicion::State(sale, "has lost a part of its queue")),
+        Refusal::Epoch(theirs) => lane.shared.suspect(Suspicion::Epoch(theirs)),
+    }
+    refuse(flight.requests, state);
+}
+
+/// The sale is not on by Redis' clock: checkouts go to the one that is, once; a code of an ended sale is void.
+fn not_on(state: &mut State, mut flight: Flight, now_ms: u64) {
+    for pending in flight.requests.drain(..) {
+        match pending.request {
+            Request::Purchase { .. } if now_ms >= flight.terms.ends_ms => {
+                pending.waiter.deliver(pending.ticket, Outcome::InvalidCode);
+            }
+            Request::Checkout { .. } if pending.tries == 0 => again(pending, state),
+            _ => pending.waiter.deliver(pending.ticket, Outcome::Unavailable),
+        }
+    }
+    state.recycle(flight.requests);
+}
+
+fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Checkouts<'_>) -> Result<(), String> {
+    let at = Instant::now();
+    state.clock = Some(Clock::new(at, decided.now_ms));
+    let (sale, terms) = (flight.terms.sale, flight.terms);
+    let mut handoff = lane.shared.recorder.blank(lane.core, sale, flight.epoch);
+    let mut whole = true;
+    for (i, (pending, mark)) in flight.requests.drain(..).zip(decided.marks()).enumerate() {
+        let Request::Checkout { user, item } = pending.request else { continue };
+        let outcome = match mark {
+            Some(CheckoutMark::Held) => {
+                let number = HoldNumber(flight.first.0 + i as u64);
+                handoff.records.push(&Record {
+                    kind: RecordKind::Hold,
+                    number,
+                    user,
+                    item,
+                    at_ms: decided.now_ms,
+                    expires_ms: decided.expires_ms,
+                });
+                Outcome::Held { hold: HoldKey { sale, number }, expires_ms: decided.expires_ms }
+            }
+            Some(CheckoutMark::SoldOut) => {
+                let (epoch, next_ms) = (flight.epoch, decided.next_ms);
+                state.latch = Some(Latch { sale, epoch, next_ms, seen: at });
+                Outcome::SoldOut { retry_ms: next_ms.saturating_sub(decided.now_ms) }
+            }
+            Some(CheckoutMark::UserLimit) => Outcome::UserLimit {
+                retry_ms: terms.hold_expires_ms(decided.now_ms).saturating_sub(decided.now_ms),
+            },
+            Some(CheckoutMark::Again) => {
+                again(pending, state);
+                continue;
+            }
+            Some(CheckoutMark::Duplicate) => {
+                tracing::error!(%sale, "a hold's number was given out twice: is the ledger older than Redis?");
+                Outcome::Unavailable
+            }
+            None => {
+                whole = false;
+                Outcome::Unavailable
+            }
+        };
+        pending.waiter.deliver(pending.ticket, outcome);
+    }
+    state.recycle(flight.requests);
+    // What is refused is counted and left to reconciliation: Redis has it.
+    if let Err(unused) = hand_over(lane, handoff) {
+        lane.shared.recorder.give_back(unused);
+    }
+    if whole { Ok(()) } else { Err("a mark that no script gives".into()) }
+}
+
+fn purchases(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Purchases<'_>) -> Result<(), String> {
+    state.clock = Some(Clock::new(Instant::now(), decided.now_ms));
+    let mut handoff = lane.shared.recorder.blank(lane.core, flight.terms.sale, flight.epoch);
+    let by_ledger = lane.shared.ack_by_ledger;
+    let mut whole = true;
+    for (pending, mark) in flight.requests.drain(..).zip(decided.marks()) {
+        let Request::Purchase { hold } = pending.request else { continue };
+        let record = |fact: &Fact| Record {
+            kind: RecordKind::Purchase,
+            number: hold.number,
+            user: fact.user,
+            item: fact.item,
+            at_ms: fact.purchased_ms,
+            expires_ms: 0,
+        };
+        let outcome = match mark {
+            Some(PurchaseMark::Purchased(fact)) => {
+                handoff.records.push(&record(&fact));
+                Outcome::Purchased { item: fact.item }
+            }
+            Some(PurchaseMark::AlreadyPurchased(fact)) => {
+                if by_ledger {
+                    // Whoever bought it may not have written it yet: what reveals a purchase waits for it too.
+                    handoff.records.push(&record(&fact));
+                }
+                Outcome::AlreadyPurchased { item: fact.item }
+            }
+            Some(PurchaseMark::Expired) => Outcome::InvalidCode,
+            Some(PurchaseMark::Gone) => Outcome::HoldLost,
+            None => {
+                whole = false;
+                Outcome::Unavailable
+            }
+        };
+        let reveals = matches!(outcome, Outcome::Purchased { .. } | Outcome::AlreadyPurchased { .. });
+        if by_ledger && reveals {
+            handoff.acks.push(Ack { waiter: pending.waiter, ticket: pending.ticket, outcome });
+        } else {
+            pending.waiter.deliver(pending.ticket, outcome);
+        }
+    }
+    state.recycle(flight.requests);
+    if let Err(mut unused) = hand_over(lane, handoff) {
+        for ack in unused.acks.drain(..) {
+            ack.waiter.deliver(ack.ticket, Outcome::Unavailable);
+        }
+        lane.shared.recorder.give_back(unused);
+    }
+    if whole { Ok(()) } else { Err("a mark that no script gives".into()) }
+}
+
+/// Hands over what there is; gives an empty handoff back too.
+fn hand_over(lane: &Lane, handoff: Box<Handoff>) -> Result<(), Box<Handoff>> {
+    if handoff.records.is_empty() { Err(handoff) } else { lane.shared.recorder.hand_over(handoff) }
+}

@@ -1,0 +1,108 @@
+//! The inventory in Redis: one lane per core, which turns the requests of a turn into one script call.
+//!
+//! Owns the batches, what a core knows by itself (the sold-out latch, the clock), and the hand-over of records.
+//! Invariant: a request gets one answer; a lost connection answers `Unavailable` and repeats nothing, since the
+//! effect may have happened. Refuses to know HTTP, the ledger's kind and how sales are opened.
+
+mod answer;
+mod lane;
+pub mod scripts;
+
+use super::{Gate, Inventory, Suspicion};
+use crate::code::{MAX_COUNTER, hold_number};
+use crate::core::{Cores, Ticket, Waiter};
+use crate::domain::{HoldNumber, Outcome, Request};
+use crate::record::{Handoff, Recorder};
+use crate::redis::pipeline::{Link, Pipeline};
+use crate::redis::target::Target;
+use crossbeam_channel::Sender;
+use lane::{Lane, Rider};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What all lanes share.
+pub struct Shared {
+    /// What may be sold, from the keeper.
+    pub gate: Gate,
+    /// This process' instance number.
+    pub instance: u64,
+    /// The way to the ledger.
+    pub recorder: Arc<Recorder>,
+    /// Whether a purchase is answered only once the ledger has it.
+    pub ack_by_ledger: bool,
+    /// How long Redis may take.
+    pub timeout: Duration,
+    /// Where the keeper hears of what looks wrong.
+    pub suspicions: Sender<Suspicion>,
+    /// The next hold's counter.
+    pub counter: AtomicU64,
+}
+
+impl Shared {
+    /// `count` hold numbers in a row that nobody else has, from the first; `None` when there are no more.
+    fn numbers(&self, count: usize) -> Option<HoldNumber> {
+        let first = self.counter.fetch_add(count as u64, Ordering::Relaxed);
+        hold_number(self.instance, first.checked_add(count as u64).filter(|last| *last <= MAX_COUNTER)?)?;
+        hold_number(self.instance, first)
+    }
+
+    /// Tells the keeper. A full channel means that he has enough to look into.
+    fn suspect(&self, suspicion: Suspicion) {
+        let _ = self.suspicions.try_send(suspicion);
+    }
+}
+
+/// The inventory in Redis.
+pub struct RedisInventory {
+    lanes: Vec<Arc<Lane>>,
+}
+
+impl RedisInventory {
+    /// Starts a driver on every core.
+    pub fn start(cores: Cores, target: &Arc<Target>, shared: Shared) -> io::Result<RedisInventory> {
+        let shared = Arc::new(shared);
+        let mut lanes = Vec::with_capacity(cores.count());
+        for core in cores.all() {
+            let link = Arc::new(Link::new(cores, core)?);
+            let lane = Arc::new(Lane::new(core, shared.clone(), link.clone()));
+            let pipeline = Pipeline {
+                cores,
+                core,
+                target: target.clone(),
+                timeout: shared.timeout,
+                link,
+                protocol: Rider::new(lane.clone()),
+            };
+            cores.spawn(core, move || pipeline.run())?;
+            lanes.push(lane);
+        }
+        Ok(RedisInventory { lanes })
+    }
+}
+
+impl Inventory for RedisInventory {
+    fn submit(&self, waiter: &Arc<Waiter>, ticket: Ticket, request: &Request) -> Option<Outcome> {
+        match self.lanes.get(waiter.core()) {
+            Some(lane) => lane.submit(waiter, ticket, request),
+            None => Some(Outcome::Unavailable),
+        }
+    }
+
+    fn tick(&self, core: usize) {
+        if let Some(lane) = self.lanes.get(core) {
+            lane.tick();
+        }
+    }
+
+    fn written(&self, _core: usize, mut handoff: Box<Handoff>, ok: bool) {
+        for ack in handoff.acks.drain(..) {
+            ack.waiter.deliver(ack.ticket, if ok { ack.outcome } else { Outcome::Unavailable });
+        }
+    }
+
+    fn undecided(&self, core: usize) -> usize {
+        self.lanes.get(core).map_or(0, |lane| lane.undecided())
+    }
+}

@@ -1,0 +1,163 @@
+//! The way of a record from the core that decided it to the ledger's writer, and back.
+//!
+//! Owns the messages, the bounded channel and the recycling of buffers. Invariant: handing over never blocks a core
+//! and never grows: what finds the channel full is refused, for reconciliation to pick up. Refuses to know who
+//! decides and who writes.
+
+use crate::core::{Bell, Ticket, Waiter};
+use crate::domain::{Outcome, Records, SaleId};
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// An answer that waits until the records it travels with are in the ledger.
+pub struct Ack {
+    /// Who waits.
+    pub waiter: Arc<Waiter>,
+    /// For which of its requests.
+    pub ticket: Ticket,
+    /// The answer, once the ledger has the records.
+    pub outcome: Outcome,
+}
+
+/// Records on their way to the ledger, with the answers that wait for them.
+pub struct Handoff {
+    /// The core that decided them.
+    pub core: usize,
+    /// The facts.
+    pub records: Records,
+    /// Who waits for them; they go back to the core when there is any.
+    pub acks: Vec<Ack>,
+}
+
+/// What the writer is sent.
+pub enum Message {
+    /// Write these.
+    Records(Box<Handoff>),
+    /// Say when all that was sent before is written or given up: `true` if all of it was written.
+    Flush(Sender<bool>),
+    /// Write what is there, then end.
+    Finish,
+}
+
+/// Handoffs that come back to a core from the writer.
+pub struct Mailbox {
+    sender: Sender<(Box<Handoff>, bool)>,
+    receiver: Receiver<(Box<Handoff>, bool)>,
+    bell: Bell,
+}
+
+impl Mailbox {
+    /// A mailbox that `bell` announces.
+    pub fn new(bell: Bell) -> Mailbox {
+        // Its size is bounded by the handoffs in the writer's bounded channel.
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        Mailbox { sender, receiver, bell }
+    }
+
+    /// From the writer: `handoff` is in the ledger, or was given up. Ring afterwards.
+    pub fn put(&self, handoff: Box<Handoff>, written: bool) {
+        let _ = self.sender.send((handoff, written));
+    }
+
+    /// The bell.
+    pub fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// On the core: the next one that came back.
+    pub fn take(&self) -> Option<(Box<Handoff>, bool)> {
+        self.receiver.try_recv().ok()
+    }
+}
+
+/// Messages that the channel to the writer holds: with 512 records of at most 180 bytes each, about 90 MB.
+pub const CHANNEL_MESSAGES: usize = 1024;
+/// Emptied handoffs that are kept for reuse.
+const SPARE_HANDOFFS: usize = 256;
+
+/// Counters of the way to the ledger.
+#[derive(Default, Debug)]
+pub struct Counters {
+    /// Records handed to the writer.
+    pub handed: AtomicU64,
+    /// Records that the writer has put into the ledger.
+    pub written: AtomicU64,
+    /// Records that found the channel full and are left to reconciliation.
+    pub overflowed: AtomicU64,
+    /// Records of an older epoch that the ledger did not take.
+    pub stale: AtomicU64,
+}
+
+/// The sending side, one for all cores.
+pub struct Recorder {
+    sender: Sender<Message>,
+    spare: Receiver<Box<Handoff>>,
+    spare_in: Sender<Box<Handoff>>,
+    counters: Arc<Counters>,
+}
+
+/// The writer's side.
+pub struct Inbox {
+    /// What is to be written.
+    pub receiver: Receiver<Message>,
+    /// Where emptied handoffs go that nobody waits for.
+    pub spare: Sender<Box<Handoff>>,
+    /// Shared with the sending side.
+    pub counters: Arc<Counters>,
+}
+
+/// Both sides of a channel of `messages`.
+pub fn channel(messages: usize) -> (Recorder, Inbox) {
+    let (sender, receiver) = crossbeam_channel::bounded(messages);
+    let (spare_in, spare) = crossbeam_channel::bounded(SPARE_HANDOFFS);
+    let counters = Arc::new(Counters::default());
+    let recorder = Recorder { sender, spare, spare_in: spare_in.clone(), counters: counters.clone() };
+    (recorder, Inbox { receiver, spare: spare_in, counters })
+}
+
+impl Recorder {
+    /// An empty handoff, recycled if there is one.
+    pub fn blank(&self, core: usize, sale: SaleId, epoch: u64) -> Box<Handoff> {
+        match self.spare.try_recv() {
+            Ok(mut handoff) => {
+                handoff.core = core;
+                handoff.acks.clear();
+                handoff.records.reset(sale, epoch);
+                handoff
+            }
+            Err(_) => Box::new(Handoff { core, records: Records::new(sale, epoch), acks: Vec::new() }),
+        }
+    }
+
+    /// Takes back a handoff that is not needed, for [`Recorder::blank`].
+    pub fn give_back(&self, handoff: Box<Handoff>) {
+        let _ = self.spare_in.try_send(handoff);
+    }
+
+    /// Hands over without blocking. `Err` gives it back when the channel is full or closed; it is counted.
+    pub fn hand_over(&self, handoff: Box<Handoff>) -> Result<(), Box<Handoff>> {
+        let count = handoff.records.len() as u64;
+        // Counted first: the writer may be done before this thread goes on.
+        self.counters.handed.fetch_add(count, Ordering::Relaxed);
+        let Err(refused) = self.sender.try_send(Message::Records(handoff)) else { return Ok(()) };
+        self.counters.handed.fetch_sub(count, Ordering::Relaxed);
+        self.counters.overflowed.fetch_add(count, Ordering::Relaxed);
+        match refused {
+            TrySendError::Full(Message::Records(handoff)) | TrySendError::Disconnected(Message::Records(handoff)) => {
+                Err(handoff)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The channel itself, for plain threads that may block on it.
+    pub fn sender(&self) -> &Sender<Message> {
+        &self.sender
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}

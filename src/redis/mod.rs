@@ -1,0 +1,8 @@
+//! One pipelined connection to Redis per core.
+//!
+//! Owns the wire (RESP2), the connection's life and its wake-ups. Refuses to know sales and scripts: what rides on a
+//! connection is a [`pipeline::Protocol`]. Plain threads use the crate `redis` instead.
+
+pub mod pipeline;
+pub mod resp;
+pub mod target;

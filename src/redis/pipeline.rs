@@ -1,0 +1,267 @@
+//! The one Redis connection of a core, driven by one coroutine.
+//!
+//! Owns connecting, logging in, writing, reading, and making a lost connection anew with backoff and jitter.
+//! Invariant: replies reach the protocol in the order of its commands, or `lost` says that none of the open ones
+//! will come; nothing is ever sent twice. Refuses to know what the commands mean.
+
+use super::resp::{self, MAX_REPLY_BYTES, Reply};
+use super::target::Target;
+use crate::core::{Bell, Cores, fd};
+use may::io::{CoIo, WaitIo, WaitIoWaker};
+use parking_lot::Mutex;
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, sockopt};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What is received into at once. A reply that is longer makes the buffer grow, up to [`MAX_REPLY_BYTES`].
+const READ_BYTES: usize = 64 << 10;
+/// The wait before the second attempt to connect; it doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(20);
+/// The longest wait between two attempts: short enough to sell within a second of Redis' return.
+const MAX_BACKOFF: Duration = Duration::from_millis(500);
+
+const _: () = assert!(READ_BYTES < MAX_REPLY_BYTES);
+
+/// The event that says there is something to receive (epoll's EPOLLIN).
+const READABLE: usize = 0x1;
+/// The events of a connection that has ended (EPOLLERR, EPOLLHUP, EPOLLRDHUP).
+const ENDED: usize = 0x8 | 0x10 | 0x2000;
+
+/// What rides on a connection.
+pub trait Protocol: Send + 'static {
+    /// Appends the commands that a new connection begins with, after logging in. Returns how many.
+    fn greet(&mut self, out: &mut Vec<u8>) -> usize;
+
+    /// The `nth` greeting command's reply. `Err` refuses the connection.
+    fn greeted(&mut self, nth: usize, reply: Reply<'_>) -> Result<(), String>;
+
+    /// All greeting commands are answered: from now on `fill` is asked.
+    fn ready(&mut self);
+
+    /// Appends the commands that are to be sent now, if any.
+    fn fill(&mut self, out: &mut Vec<u8>);
+
+    /// The reply to the oldest command that is not answered yet. `Err` ends the connection.
+    fn reply(&mut self, reply: Reply<'_>) -> Result<(), String>;
+
+    /// The connection is gone, or could not be made: commands that are not answered never will be.
+    fn lost(&mut self, why: &str);
+
+    /// Since when the oldest command waits for its reply.
+    fn waiting_since(&self) -> Option<Instant>;
+}
+
+/// Wakes a core's driver, from its own core.
+pub struct Link {
+    bell: Bell,
+    waker: Mutex<WaitIoWaker>,
+}
+
+impl Link {
+    /// A link whose driver lives on `core`.
+    pub fn new(cores: Cores, core: usize) -> io::Result<Link> {
+        let bell = Bell::new(cores, core)?;
+        let waker = Mutex::new(bell.waker());
+        Ok(Link { bell, waker })
+    }
+
+    /// Lets the driver run after all that is ready in this turn: there is something to send, or time has passed.
+    pub fn wake(&self) {
+        self.waker.lock().wakeup();
+    }
+}
+
+/// A core's driver.
+pub struct Pipeline<P> {
+    /// The workers.
+    pub cores: Cores,
+    /// Its own.
+    pub core: usize,
+    /// Where Redis is.
+    pub target: Arc<Target>,
+    /// How long a reply, or a connection, may take.
+    pub timeout: Duration,
+    /// How others wake it.
+    pub link: Arc<Link>,
+    /// What rides on it.
+    pub protocol: P,
+}
+
+struct Socket {
+    io: CoIo<OwnedFd>,
+    unsent: Vec<u8>,
+    received: Vec<u8>,
+    filled: usize,
+}
+
+impl<P: Protocol> Pipeline<P> {
+    /// Drives the connection for ever. To be run as a coroutine on its core; [`Link::wake`] has to come from a tick
+    /// of the core, or no time limit is noticed.
+    pub fn run(mut self) {
+        let mut attempt = 0usize;
+        let mut backoff = MIN_BACKOFF;
+        loop {
+            let why = match self.connect(attempt) {
+                Ok(mut socket) => {
+                    *self.link.waker.lock() = socket.io.waker();
+                    let (greeted, why) = self.serve(&mut socket);
+                    if greeted {
+                        backoff = MIN_BACKOFF;
+                    }
+                    why
+                }
+                Err(e) => e.to_string(),
+            };
+            *self.link.waker.lock() = self.link.bell.waker();
+            self.protocol.lost(&why);
+            attempt = attempt.wrapping_add(1);
+            self.pause(backoff);
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+        }
+    }
+
+    fn pause(&self, backoff: Duration) {
+        // Half of it is random, so that many cores and instances do not come back in step.
+        let until = Instant::now() + backoff / 2 + backoff.mul_f64(fastrand::f64() / 2.0);
+        while Instant::now() < until {
+            self.link.bell.wait();
+        }
+    }
+
+    fn connect(&self, attempt: usize) -> io::Result<Socket> {
+        let address = self.target.address(attempt).ok_or_else(|| io::Error::other("no address"))?;
+        let family = match address {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let raw = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+        let raw = fd::place(raw, self.core, self.cores.count())?;
+        sockopt::set_tcp_nodelay(&raw, true)?;
+        match rustix::net::connect(&raw, &address) {
+            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let io = CoIo::new(raw)?;
+        *self.link.waker.lock() = io.waker();
+        let begun = Instant::now();
+        loop {
+            if let Err(e) = sockopt::socket_error(io.inner())? {
+                return Err(e.into());
+            }
+            if rustix::net::getpeername(io.inner()).is_ok() {
+                return Ok(Socket { io, unsent: Vec::new(), received: vec![0; READ_BYTES], filled: 0 });
+            }
+            if begun.elapsed() > self.timeout {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "connecting took too long"));
+            }
+            io.wait_io();
+        }
+    }
+
+    /// Serves a connection until it ends. Says whether the greeting was completed, and why it ended.
+    fn serve(&mut self, socket: &mut Socket) -> (bool, String) {
+        let begun = Instant::now();
+        let logins = self.target.log_in(&mut socket.unsent);
+        let expected = logins + self.protocol.greet(&mut socket.unsent);
+        let mut answered = 0;
+        loop {
+            if answered == expected {
+                self.protocol.fill(&mut socket.unsent);
+            }
+            if let Err(e) = socket.send() {
+                return (answered == expected, format!("sending: {e}"));
+            }
+            let events = socket.io.wait_io();
+            let handled = socket.receive(events, |reply| {
+                if answered == expected {
+                    return self.protocol.reply(reply);
+                }
+                match reply {
+                    Reply::Error(text) if answered < logins => return Err(String::from_utf8_lossy(text).into_owned()),
+                    _ if answered >= logins => self.protocol.greeted(answered - logins, reply)?,
+                    _ => {}
+                }
+                answered += 1;
+                if answered == expected {
+                    self.protocol.ready();
+                }
+                Ok(())
+            });
+            if let Err(why) = handled {
+                return (answered == expected, why);
+            }
+            let since = if answered == expected { self.protocol.waiting_since() } else { Some(begun) };
+            if since.is_some_and(|since| since.elapsed() > self.timeout) {
+                return (answered == expected, format!("no reply within {:?}", self.timeout));
+            }
+        }
+    }
+}
+
+impl Socket {
+    /// Sends what the socket takes. The rest waits for the next wake-up.
+    fn send(&mut self) -> io::Result<()> {
+        let mut sent = 0;
+        while let Some(rest) = self.unsent.get(sent..).filter(|rest| !rest.is_empty()) {
+            match rustix::net::send(self.io.inner(), rest, SendFlags::NOSIGNAL) {
+                Ok(n) => sent += n,
+                Err(rustix::io::Errno::AGAIN) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        self.unsent.drain(..sent);
+        Ok(())
+    }
+
+    /// Receives what `events` announce and gives each whole reply to `each`.
+    fn receive(
+        &mut self,
+        events: usize,
+        mut each: impl FnMut(Reply<'_>) -> Result<(), String>,
+    ) -> Result<(), String> {
+        if events & (READABLE | ENDED) == 0 {
+            return Ok(());
+        }
+        loop {
+            let room = self.received.get_mut(self.filled..).unwrap_or_default();
+            let space = room.len();
+            let count = match rustix::io::read(self.io.inner(), room) {
+                Ok(0) => return Err("the server closed the connection".into()),
+                Ok(n) => n,
+                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(e) => return Err(format!("receiving: {e}")),
+            };
+            self.filled += count;
+            self.parse(&mut each)?;
+            // A short read has emptied the socket: the next bytes are a new event. An end that was announced with
+            // the bytes is not announced again.
+            if count < space && events & ENDED == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn parse(&mut self, each: &mut impl FnMut(Reply<'_>) -> Result<(), String>) -> Result<(), String> {
+        let mut used = 0;
+        let filled = self.received.get(..self.filled).unwrap_or_default();
+        while let Some((reply, length)) =
+            resp::parse(filled.get(used..).unwrap_or_default()).map_err(|_| "a malformed reply")?
+        {
+            used += length;
+            each(reply)?;
+        }
+        self.received.copy_within(used..self.filled, 0);
+        self.filled -= used;
+        if self.filled == self.received.len() {
+            // The parser refuses what is longer than MAX_REPLY_BYTES, which bounds this.
+            self.received.resize(self.received.len() * 2, 0);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,217 @@
+//! Route, decide, respond: what a request means.
+//!
+//! Owns the routes, the status of every outcome and the texts of the answers; all of them are chosen here, in one
+//! place. Sees the inventory as a trait. Refuses to know sockets, Redis and SQL.
+
+use crate::catalog::Catalog;
+use crate::code::{CODE_CHARS, Codes};
+use crate::core::{Ticket, Waiter};
+use crate::domain::{Id, Outcome, Request};
+use crate::http::connection::Service;
+use crate::http::query::{self, ParamError};
+use crate::http::request::{Head, Method};
+use crate::http::response::{Extra, Responder};
+use crate::inventory::Inventory;
+use may::io::WaitIoWaker;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// What a client is told to wait after `unavailable`, in seconds: recoveries take about this long.
+const UNAVAILABLE_RETRY: u64 = 1;
+
+/// The headers of a picture: it never changes for an id unless a new version draws it differently, and it may
+/// neither be taken for a page nor load anything.
+const PICTURE_HEADERS: &str = "Cache-Control: public, max-age=86400\r\nX-Content-Type-Options: nosniff\r\n\
+    Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'\r\n";
+
+/// The public service.
+pub struct Shop {
+    inventory: Arc<dyn Inventory>,
+    codes: Codes,
+    catalog: Catalog,
+    patience: Duration,
+    closing: AtomicBool,
+}
+
+/// What a connection keeps between requests.
+pub struct Session {
+    waiter: Arc<Waiter>,
+    ticket: Option<Ticket>,
+}
+
+/// What there is to say.
+pub enum Answer {
+    /// The inventory's word.
+    Decided(Outcome),
+    /// A parameter is missing or malformed.
+    Invalid(ParamError),
+    /// The catalogue does not have the item.
+    UnknownItem,
+    /// An item's picture.
+    Picture(Id),
+    /// No such path.
+    NotFound,
+    /// The path is known, the method is not; `Allow` as a whole line.
+    WrongMethod(&'static str),
+}
+
+impl Shop {
+    /// A shop whose requests `inventory` decides, each within `patience`.
+    pub fn new(inventory: Arc<dyn Inventory>, codes: Codes, catalog: Catalog, patience: Duration) -> Shop {
+        Shop { inventory, codes, catalog, patience, closing: AtomicBool::new(false) }
+    }
+
+    /// From now on nothing new is decided: the process is about to end.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    fn ask(&self, session: &mut Session, request: &Request) -> Option<Answer> {
+        if self.closing.load(Ordering::Relaxed) {
+            return Some(Answer::Decided(Outcome::Unavailable));
+        }
+        let ticket = session.waiter.begin();
+        session.ticket = Some(ticket);
+        self.inventory.submit(&session.waiter, ticket, request).map(Answer::Decided)
+    }
+
+    fn checkout(&self, session: &mut Session, query: &str) -> Option<Answer> {
+        match query::find(query, ["user_id", "id"]) {
+            Err(error) => Some(Answer::Invalid(error)),
+            Ok([_, item]) if !self.catalog.knows(&item) => Some(Answer::UnknownItem),
+            Ok([user, item]) => self.ask(session, &Request::Checkout { user, item }),
+        }
+    }
+
+    fn purchase(&self, session: &mut Session, query: &str) -> Option<Answer> {
+        let code = match query::find(query, ["code"]) {
+            Ok([code]) => code,
+            // Whatever cannot even be an id cannot be a code of ours; only a missing or repeated one is not an answer.
+            Err(error) if error.is_malformed_value() => return Some(Answer::Decided(Outcome::InvalidCode)),
+            Err(error) => return Some(Answer::Invalid(error)),
+        };
+        const { assert!(CODE_CHARS <= crate::domain::MAX_ID_BYTES) };
+        match self.codes.open(code.as_bytes()) {
+            None => Some(Answer::Decided(Outcome::InvalidCode)),
+            Some(hold) => self.ask(session, &Request::Purchase { hold }),
+        }
+    }
+}
+
+impl Service for Shop {
+    type Session = Session;
+    type Answer = Answer;
+
+    fn session(&self, core: usize, waker: WaitIoWaker) -> Session {
+        Session { waiter: Arc::new(Waiter::new(core, waker)), ticket: None }
+    }
+
+    fn begin(&self, session: &mut Session, head: &Head<'_>) -> Option<Answer> {
+        match (head.path, head.method) {
+            ("/checkout", Method::Post) => self.checkout(session, head.query),
+            ("/purchase", Method::Post) => self.purchase(session, head.query),
+            ("/checkout" | "/purchase", _) => Some(Answer::WrongMethod("Allow: POST\r\n")),
+            (path, method) => Some(picture(path, method)),
+        }
+    }
+
+    fn poll(&self, session: &mut Session) -> Option<Answer> {
+        session.waiter.take().map(Answer::Decided)
+    }
+
+    fn give_up(&self, session: &mut Session) -> Answer {
+        // A new ticket: an answer that still comes finds nobody.
+        session.ticket = Some(session.waiter.begin());
+        Answer::Decided(Outcome::Unavailable)
+    }
+
+    fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    fn render(&self, answer: &Answer, to: &mut Responder<'_>) {
+        match answer {
+            Answer::Decided(outcome) => self.render_outcome(outcome, to),
+            Answer::Invalid(error) => to.json(400, Extra::None, |body| {
+                body.extend_from_slice(b"{\"error\":\"invalid_request\",\"message\":\"");
+                // Made of fixed names and texts, nothing of which JSON escapes.
+                body.extend_from_slice(error.to_string().as_bytes());
+                body.extend_from_slice(b"\"}");
+            }),
+            Answer::UnknownItem => to.refuse(400, Extra::None, "unknown_item", "the catalogue has no such item"),
+            Answer::Picture(id) => {
+                let svg = crate::catalog::svg(id, &self.catalog.name(id));
+                to.text(200, "image/svg+xml", Extra::Lines(PICTURE_HEADERS), &svg);
+            }
+            Answer::NotFound => to.refuse(404, Extra::None, "not_found", "there is nothing at this path"),
+            Answer::WrongMethod(allow) => {
+                to.refuse(405, Extra::Lines(allow), "method_not_allowed", "this path does not have this method");
+            }
+        }
+    }
+}
+
+fn picture(path: &str, method: Method<'_>) -> Answer {
+    let Some(raw) = path.strip_prefix("/items/").and_then(|rest| rest.strip_suffix(".svg")) else {
+        return Answer::NotFound;
+    };
+    match (query::decode_segment(raw), method) {
+        (Err(_), _) => Answer::NotFound,
+        (Ok(id), Method::Get | Method::Head) => Answer::Picture(id),
+        _ => Answer::WrongMethod("Allow: GET, HEAD\r\n"),
+    }
+}
+
+/// Whole seconds, never too few and never none.
+fn seconds(ms: u64) -> u64 {
+    ms.div_ceil(1000).max(1)
+}
+
+impl Shop {
+    fn render_outcome(&self, outcome: &Outcome, to: &mut Responder<'_>) {
+        match outcome {
+            Outcome::Held { hold, expires_ms } => {
+                let code = self.codes.mint(*hold);
+                to.json(200, Extra::None, |body| {
+                    body.extend_from_slice(b"{\"code\":\"");
+                    body.extend_from_slice(code.as_bytes());
+                    body.extend_from_slice(b"\",\"expires_at\":");
+                    body.extend_from_slice(itoa::Buffer::new().format(expires_ms / 1000).as_bytes());
+                    body.push(b'}');
+                });
+            }
+            Outcome::SoldOut { retry_ms } => {
+                let retry = Extra::RetryAfter(seconds(*retry_ms));
+                to.refuse(409, retry, "sold_out", "no item is free at the moment");
+            }
+            Outcome::UserLimit { retry_ms } => {
+                let retry = Extra::RetryAfter(seconds(*retry_ms));
+                to.refuse(429, retry, "user_limit", "this user holds as many items as the sale allows");
+            }
+            Outcome::Purchased { item } => to.json(200, Extra::None, |body| {
+                body.extend_from_slice(b"{\"success\":true,");
+                self.catalog.write_json_fields(item, body);
+                body.push(b'}');
+            }),
+            Outcome::AlreadyPurchased { item } => to.json(409, Extra::None, |body| {
+                body.extend_from_slice(
+                    b"{\"error\":\"already_purchased\",\"message\":\"this code has been redeemed before\",",
+                );
+                self.catalog.write_json_fields(item, body);
+                body.push(b'}');
+            }),
+            Outcome::InvalidCode => {
+                let message = "not a code of a running sale, or its hold has expired";
+                to.refuse(400, Extra::None, "invalid_code", message);
+            }
+            Outcome::HoldLost => {
+                to.refuse(409, Extra::None, "sold_out", "this code's hold was lost and its item is gone");
+            }
+            Outcome::Unavailable => {
+                let retry = Extra::RetryAfter(UNAVAILABLE_RETRY);
+                to.refuse(503, retry, "unavailable", "nobody can decide at the moment, try again");
+            }
+        }
+    }
+}
