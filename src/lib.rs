@@ -2,4 +2,5 @@
 #![warn(missing_docs)]
 pub mod code;
 pub mod domain;
+pub mod http;
 pub mod ledger;
