@@ -85,13 +85,18 @@ pub fn decode_segment(raw: &str) -> Result<Id, Problem> {
 
 /// Appends `id` such that [`decode_segment`] gives it back: all but letters, digits and `-._~` is percent-encoded.
 pub fn encode_segment(id: &str, out: &mut String) {
+    encode_segment_with(id, |byte| out.push(char::from(byte)));
+}
+
+/// As [`encode_segment`], handing the encoded text (all of it ASCII) to `push`.
+pub fn encode_segment_with(id: &str, mut push: impl FnMut(u8)) {
     for byte in id.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
+            push(byte);
         } else {
-            out.push('%');
+            push(b'%');
             let digits = [byte >> 4, byte & 15].into_iter().filter_map(|digit| char::from_digit(u32::from(digit), 16));
-            out.extend(digits.map(|digit| digit.to_ascii_uppercase()));
+            digits.for_each(|digit| push(digit.to_ascii_uppercase() as u8));
         }
     }
 }
