@@ -1,0 +1,366 @@
+//! The head of a request: bytes -> [`Parse::Complete`], [`Parse::Partial`] or [`Parse::Reject`].
+//!
+//! Owns the limits on a head and every rule by which two HTTP parsers could disagree about where a request ends (RFC 9110
+//! and 9112); whatever is ambiguous is refused, never repaired. Invariants: allocates nothing, never panics, looks at each
+//! header once; a prefix of a request that is accepted is [`Parse::Partial`]. Refuses to know sockets, routes and
+//! parameters. The tokens themselves are `httparse`'s work.
+
+use std::fmt;
+use std::mem::MaybeUninit;
+
+/// The longest head, with the empty line at its end and any before its start: what one read buffer of a connection holds.
+pub const MAX_HEAD_BYTES: usize = 8192;
+
+/// The most header lines of a request. Browsers behind two proxies send about 30.
+pub const MAX_HEADERS: usize = 64;
+
+/// The longest request body, after taking off the chunked coding. No request here needs one: it is read to be thrown away.
+pub const MAX_BODY_BYTES: u64 = 65536;
+
+// A header line has at least four bytes ("a:" and its line end), so this many of them can stand in a head.
+const _: () = assert!(MAX_HEADERS * 4 < MAX_HEAD_BYTES);
+
+/// What the bytes at hand are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parse<'b> {
+    /// A whole head.
+    Complete {
+        /// What it says.
+        request: Head<'b>,
+        /// How many of the bytes it takes; the body, or the next request, begins there.
+        head_len: usize,
+    },
+    /// The beginning of a head: read more and call again with all of it.
+    Partial,
+    /// Not a request to serve. Answer and close: where the next request would begin is not known.
+    Reject(Reject),
+}
+
+/// A request's head, borrowed from the bytes it was read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head<'b> {
+    /// The method.
+    pub method: Method<'b>,
+    /// The target up to the `?`, still percent-encoded. Starts with `/`, but for `*`, an authority or a foreign scheme.
+    pub path: &'b str,
+    /// What follows the first `?`, still percent-encoded; empty if there is none.
+    pub query: &'b str,
+    /// HTTP/1.1; otherwise 1.0.
+    pub http_11: bool,
+    /// Whether the client wants the connection to stay open after the answer.
+    pub keep_alive: bool,
+    /// What follows the head.
+    pub body: Body,
+    /// Whether the client waits for `100 Continue` before it sends the body. Never true without a body to come.
+    pub expect_continue: bool,
+}
+
+/// A request's method. Case matters: `get` is not `GET`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method<'b> {
+    /// `GET`.
+    Get,
+    /// `HEAD`.
+    Head,
+    /// `POST`.
+    Post,
+    /// Any other token.
+    Other(&'b str),
+}
+
+/// How long a request's body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Neither `Content-Length` nor `Transfer-Encoding`: no body.
+    None,
+    /// This many bytes, at most [`MAX_BODY_BYTES`].
+    Length(u64),
+    /// In chunks: its own bytes say where it ends.
+    Chunked,
+}
+
+/// Why a request is refused before anyone looks at what it asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reject {
+    /// 400, and in a few words why.
+    BadRequest(&'static str),
+    /// 413: the body is longer than [`MAX_BODY_BYTES`].
+    BodyTooLarge,
+    /// 417: an `Expect` other than `100-continue`.
+    ExpectationFailed,
+    /// 431: the head is longer than [`MAX_HEAD_BYTES`], or has more than [`MAX_HEADERS`] lines.
+    HeadTooLarge,
+    /// 501: a transfer coding other than `chunked`.
+    NotImplemented,
+    /// 505: neither HTTP/1.0 nor HTTP/1.1.
+    VersionNotSupported,
+}
+
+impl Reject {
+    /// The status code of the answer.
+    pub fn status(self) -> u16 {
+        match self {
+            Reject::BadRequest(_) => 400,
+            Reject::BodyTooLarge => 413,
+            Reject::ExpectationFailed => 417,
+            Reject::HeadTooLarge => 431,
+            Reject::NotImplemented => 501,
+            Reject::VersionNotSupported => 505,
+        }
+    }
+}
+
+impl fmt::Display for Reject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reject::BadRequest(why) => why,
+            Reject::BodyTooLarge => "the request body is too large",
+            Reject::ExpectationFailed => "the only expectation that can be met is 100-continue",
+            Reject::HeadTooLarge => "the request head is too large",
+            Reject::NotImplemented => "the only transfer coding is chunked",
+            Reject::VersionNotSupported => "only HTTP/1.0 and HTTP/1.1 are spoken here",
+        })
+    }
+}
+
+impl std::error::Error for Reject {}
+
+/// Parses the head that `buf` begins with. The bytes after it are not looked at.
+pub fn parse(buf: &[u8]) -> Parse<'_> {
+    match parse_head(buf) {
+        Ok(Some((request, head_len))) => Parse::Complete { request, head_len },
+        Ok(None) => Parse::Partial,
+        Err(reject) => Parse::Reject(reject),
+    }
+}
+
+fn parse_head(buf: &[u8]) -> Result<Option<(Head<'_>, usize)>, Reject> {
+    let window = buf.get(..MAX_HEAD_BYTES).unwrap_or(buf);
+    let Some(text) = skip_empty_lines(window)? else { return Ok(None) };
+    let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let status = parsed.parse_with_uninit_headers(text, &mut lines).map_err(|error| refusal(error, text))?;
+    let httparse::Status::Complete(len) = status else {
+        refuse_bare_lf(text)?;
+        return if window.len() < MAX_HEAD_BYTES { Ok(None) } else { Err(Reject::HeadTooLarge) };
+    };
+    refuse_bare_lf(text.get(..len).unwrap_or(text))?;
+    let http_11 = parsed.version == Some(1);
+    let (path, query) = split_target(parsed.path.unwrap_or_default())?;
+    let mut fields = Fields::default();
+    for line in parsed.headers.iter() {
+        fields.take(line.name.as_bytes(), line.value)?;
+    }
+    let method = match parsed.method.unwrap_or_default() {
+        "POST" => Method::Post,
+        "GET" => Method::Get,
+        "HEAD" => Method::Head,
+        other => Method::Other(other),
+    };
+    let body = fields.body(http_11)?;
+    let request = Head {
+        method,
+        path,
+        query,
+        http_11,
+        keep_alive: !fields.close && (http_11 || fields.keep_alive),
+        body,
+        // RFC 9110, 10.1.1: to be ignored on HTTP/1.0; nothing to wait for without a body.
+        expect_continue: fields.expects && http_11 && !matches!(body, Body::None | Body::Length(0)),
+    };
+    Ok(Some((request, window.len() - text.len() + len)))
+}
+
+/// Takes off up to two empty lines, which some clients send after a body (RFC 9112, 2.2). `None`: more must be read.
+fn skip_empty_lines(buf: &[u8]) -> Result<Option<&[u8]>, Reject> {
+    let mut rest = buf;
+    for _ in 0..2 {
+        rest = rest.strip_prefix(b"\r\n").unwrap_or(rest);
+    }
+    match rest {
+        [] => Ok(None),
+        [b'\r'] if buf.len() < 5 => Ok(None),
+        [b'\r' | b'\n', ..] => Err(Reject::BadRequest("the request does not begin with a method")),
+        _ => Ok(Some(rest)),
+    }
+}
+
+/// `httparse` takes a bare LF for a line end, and so may end a head where a proxy in front does not.
+fn refuse_bare_lf(head: &[u8]) -> Result<(), Reject> {
+    // No early exit: so the compiler compares many bytes at once.
+    let bare = |bad, (before, byte): (&u8, &u8)| bad | ((*byte == b'\n') & (*before != b'\r'));
+    match head.iter().zip(head.iter().skip(1)).fold(false, bare) {
+        true => Err(Reject::BadRequest("a line ends with LF alone")),
+        false => Ok(()),
+    }
+}
+
+fn refusal(error: httparse::Error, text: &[u8]) -> Reject {
+    use httparse::Error;
+    match error {
+        Error::TooManyHeaders => Reject::HeadTooLarge,
+        Error::Version if is_other_version(text) => Reject::VersionNotSupported,
+        Error::Version => Reject::BadRequest("the request line does not end with a HTTP version"),
+        Error::HeaderName => Reject::BadRequest("a header's name is malformed"),
+        Error::HeaderValue => Reject::BadRequest("a header's value is malformed"),
+        Error::NewLine => Reject::BadRequest("a line end is malformed"),
+        Error::Token | Error::Status => Reject::BadRequest("the request line is malformed"),
+    }
+}
+
+/// Whether the request line's third word is, or begins like, `HTTP/` digit `.` digit: a version, only not ours.
+fn is_other_version(text: &[u8]) -> bool {
+    let word = text.split(|b| *b == b' ').nth(2).and_then(|word| word.strip_prefix(b"HTTP/"));
+    match word {
+        Some([major] | [major, b'.']) => major.is_ascii_digit(),
+        Some([major, b'.', minor] | [major, b'.', minor, b'\r', ..]) => {
+            major.is_ascii_digit() && minor.is_ascii_digit()
+        }
+        _ => false,
+    }
+}
+
+/// A target's path and query. An absolute one (as sent to a proxy) is reduced to them: its host says nothing here.
+fn split_target(target: &str) -> Result<(&str, &str), Reject> {
+    if target.bytes().fold(false, |found, b| found | (b == b'#')) {
+        return Err(Reject::BadRequest("the target has a fragment"));
+    }
+    let local = if target.starts_with('/') { target } else { reduce(target)? };
+    let (path, query) = local.split_once('?').unwrap_or((local, ""));
+    // "http://host" and "http://host?q" ask for the root.
+    Ok((if path.is_empty() { "/" } else { path }, query))
+}
+
+fn reduce(target: &str) -> Result<&str, Reject> {
+    let Some((scheme, rest)) = target.split_once("://") else { return Ok(target) };
+    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        return Ok(target);
+    }
+    let (host, local) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    if host.is_empty() || !is_host(host.as_bytes()) {
+        return Err(Reject::BadRequest("the target's host is malformed"));
+    }
+    Ok(local)
+}
+
+/// What the headers that matter say, one after the other.
+#[derive(Default)]
+struct Fields {
+    host: bool,
+    length: Option<u64>,
+    coding: Option<bool>,
+    close: bool,
+    keep_alive: bool,
+    expects: bool,
+}
+
+impl Fields {
+    // By length first: nearly all headers are none of ours, and most are known by it alone.
+    fn take(&mut self, name: &[u8], value: &[u8]) -> Result<(), Reject> {
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => self.host(value),
+            6 if name.eq_ignore_ascii_case(b"expect") => self.expect(value),
+            10 if name.eq_ignore_ascii_case(b"connection") => {
+                self.connection(value);
+                Ok(())
+            }
+            14 if name.eq_ignore_ascii_case(b"content-length") => self.content_length(value),
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.transfer_encoding(value),
+            _ => Ok(()),
+        }
+    }
+
+    fn host(&mut self, value: &[u8]) -> Result<(), Reject> {
+        if self.host {
+            return Err(Reject::BadRequest("Host is given twice"));
+        }
+        if !is_host(value) {
+            return Err(Reject::BadRequest("Host is malformed"));
+        }
+        self.host = true;
+        Ok(())
+    }
+
+    fn expect(&mut self, value: &[u8]) -> Result<(), Reject> {
+        if !value.eq_ignore_ascii_case(b"100-continue") {
+            return Err(Reject::ExpectationFailed);
+        }
+        self.expects = true;
+        Ok(())
+    }
+
+    fn connection(&mut self, value: &[u8]) {
+        for option in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
+            self.close |= option.eq_ignore_ascii_case(b"close");
+            self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
+
+    fn content_length(&mut self, value: &[u8]) -> Result<(), Reject> {
+        if self.length.is_some() {
+            return Err(Reject::BadRequest("Content-Length is given twice"));
+        }
+        let digit = |sum: u64, b: &u8| {
+            let digit = if b.is_ascii_digit() { u64::from(b - b'0') } else { return None };
+            sum.checked_mul(10)?.checked_add(digit)
+        };
+        // No digits at all is no number either.
+        let length = if value.is_empty() { None } else { value.iter().try_fold(0, digit) };
+        self.length = Some(length.ok_or(Reject::BadRequest("Content-Length is not a number"))?);
+        Ok(())
+    }
+
+    fn transfer_encoding(&mut self, value: &[u8]) -> Result<(), Reject> {
+        if self.coding.is_some() {
+            return Err(Reject::BadRequest("Transfer-Encoding is given twice"));
+        }
+        self.coding = Some(value.eq_ignore_ascii_case(b"chunked"));
+        Ok(())
+    }
+
+    /// What can only be said once all headers were seen.
+    fn body(&self, http_11: bool) -> Result<Body, Reject> {
+        if http_11 && !self.host {
+            return Err(Reject::BadRequest("Host is missing"));
+        }
+        match (self.coding, self.length) {
+            (Some(_), Some(_)) => Err(Reject::BadRequest("both Transfer-Encoding and Content-Length are given")),
+            (Some(_), None) if !http_11 => Err(Reject::BadRequest("HTTP/1.0 has no Transfer-Encoding")),
+            (Some(false), None) => Err(Reject::NotImplemented),
+            (Some(true), None) => Ok(Body::Chunked),
+            (None, Some(length)) if length > MAX_BODY_BYTES => Err(Reject::BodyTooLarge),
+            (None, Some(length)) => Ok(Body::Length(length)),
+            (None, None) => Ok(Body::None),
+        }
+    }
+}
+
+/// Whether `value` can be a host with a port or without: no spaces, lists, paths or user names. Empty is allowed.
+fn is_host(value: &[u8]) -> bool {
+    const ALLOWED: [bool; 256] = {
+        let mut table = [false; 256];
+        let marks = b"-._~%!$&'()*+,;=:[]";
+        let mut at = 0;
+        while at < 256 {
+            #[allow(clippy::indexing_slicing)] // Evaluated by the compiler.
+            {
+                table[at] = (at as u8).is_ascii_alphanumeric();
+            }
+            at += 1;
+        }
+        let mut at = 0;
+        while at < marks.len() {
+            #[allow(clippy::indexing_slicing)] // Evaluated by the compiler.
+            {
+                table[marks[at] as usize] = true;
+            }
+            at += 1;
+        }
+        table
+    };
+    value.iter().all(|b| ALLOWED.get(usize::from(*b)).copied().unwrap_or(false))
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;
