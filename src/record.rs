@@ -60,6 +60,11 @@ impl Mailbox {
         let _ = self.sender.send((handoff, written));
     }
 
+    /// Whether something waits to be taken.
+    pub fn has_mail(&self) -> bool {
+        !self.receiver.is_empty()
+    }
+
     /// The bell.
     pub fn bell(&self) -> &Bell {
         &self.bell

@@ -1,0 +1,174 @@
+//! The writer: one plain thread that puts records into the ledger in large batches.
+//!
+//! Owns the gathering (how long to linger), the retries, and the word to those who wait. Invariant: a record that was
+//! handed over is written, given back to its core with a refusal, or passed on as stale; never dropped. Refuses to
+//! know which ledger it writes to.
+
+use super::{Append, LedgerError};
+use crate::domain::Records;
+use crate::record::{Counters, Handoff, Inbox, Mailbox, Message};
+use crossbeam_channel::{RecvTimeoutError, Sender};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long it waits for more records when nobody waits for these: batches of 10,000 cost half of batches of 1,000.
+const LINGER: Duration = Duration::from_millis(20);
+/// Enough records to write without waiting for more.
+const ENOUGH: usize = 10_000;
+/// The first wait after a failure; it doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(50);
+/// The longest wait between two attempts.
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
+
+/// What happens to a batch that the ledger cannot take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFailure {
+    /// It is tried until it is taken: the decision stands, in Redis.
+    Retry,
+    /// It is given back: the decision is undone, in memory.
+    GiveBack,
+}
+
+/// The writer's thread and what it is made of.
+pub struct Writer<A> {
+    /// What it is sent.
+    pub inbox: Inbox,
+    /// Where it writes.
+    pub ledger: A,
+    /// Where answers wait, one mailbox per core.
+    pub mailboxes: Arc<Vec<Mailbox>>,
+    /// What happens to a batch that the ledger cannot take.
+    pub on_failure: OnFailure,
+    /// Where records of another epoch go; they are not the writer's to judge.
+    pub stale: Sender<Box<Handoff>>,
+}
+
+/// What was gathered for one transaction.
+#[derive(Default)]
+struct Batch {
+    handoffs: Vec<Box<Handoff>>,
+    rows: usize,
+    awaited: bool,
+    flushes: Vec<Sender<bool>>,
+    finish: bool,
+}
+
+impl Batch {
+    fn add(&mut self, message: Message) {
+        match message {
+            Message::Records(handoff) => {
+                self.rows += handoff.records.len();
+                self.awaited |= !handoff.acks.is_empty();
+                self.handoffs.push(handoff);
+            }
+            Message::Flush(done) => {
+                self.flushes.push(done);
+                self.awaited = true;
+            }
+            Message::Finish => {
+                self.finish = true;
+                self.awaited = true;
+            }
+        }
+    }
+}
+
+impl<A: Append + 'static> Writer<A> {
+    /// Starts the thread. It ends after [`Message::Finish`], when all that came before is written.
+    pub fn start(self) -> io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name("ledger-writer".into()).spawn(move || self.run())
+    }
+
+    fn run(mut self) {
+        loop {
+            let Some(mut batch) = self.gather() else { return };
+            self.write(&mut batch.handoffs);
+            for done in batch.flushes {
+                let _ = done.try_send(true);
+            }
+            if batch.finish {
+                return;
+            }
+        }
+    }
+
+    /// Waits for records, then takes what is there, and lingers for more unless an answer waits.
+    fn gather(&self) -> Option<Batch> {
+        let mut batch = Batch::default();
+        batch.add(self.inbox.receiver.recv().ok()?);
+        let until = Instant::now() + LINGER;
+        while batch.rows < ENOUGH {
+            if let Ok(message) = self.inbox.receiver.try_recv() {
+                batch.add(message);
+                continue;
+            }
+            if batch.awaited || self.on_failure == OnFailure::GiveBack {
+                break;
+            }
+            match self.inbox.receiver.recv_deadline(until) {
+                Ok(message) => batch.add(message),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        Some(batch)
+    }
+
+    fn write(&mut self, handoffs: &mut Vec<Box<Handoff>>) {
+        let mut backoff = MIN_BACKOFF;
+        let mut failing: Option<Instant> = None;
+        loop {
+            let records: Vec<&Records> = handoffs.iter().map(|h| &h.records).filter(|r| !r.is_empty()).collect();
+            let result = if records.is_empty() { Ok(()) } else { self.ledger.append(&records) };
+            match result {
+                Ok(()) => {
+                    if let Some(since) = failing {
+                        tracing::info!("the ledger takes records again, after {:.1?}", since.elapsed());
+                    }
+                    return self.settle(handoffs, true);
+                }
+                Err(LedgerError::Stale { current }) => self.pass_on_stale(handoffs, current),
+                Err(LedgerError::Failed(why)) => {
+                    if failing.is_none() {
+                        tracing::error!("the ledger does not take records: {why}");
+                    }
+                    failing.get_or_insert_with(Instant::now);
+                    if self.on_failure == OnFailure::GiveBack {
+                        return self.settle(handoffs, false);
+                    }
+                    std::thread::sleep(backoff);
+                    backoff = (backoff * 2).min(MAX_BACKOFF);
+                }
+            }
+        }
+    }
+
+    /// Hands back what was written or refused, and rings for it.
+    fn settle(&self, handoffs: &mut Vec<Box<Handoff>>, written: bool) {
+        let counters: &Counters = &self.inbox.counters;
+        for handoff in handoffs.drain(..) {
+            if written {
+                counters.written.fetch_add(handoff.records.len() as u64, Ordering::Relaxed);
+            } else {
+                counters.handed.fetch_sub(handoff.records.len() as u64, Ordering::Relaxed);
+            }
+            if handoff.acks.is_empty() {
+                let _ = self.inbox.spare.try_send(handoff);
+            } else if let Some(mailbox) = self.mailboxes.get(handoff.core) {
+                mailbox.put(handoff, written);
+            }
+        }
+        self.mailboxes.iter().filter(|m| m.has_mail()).for_each(|m| m.bell().ring());
+    }
+
+    fn pass_on_stale(&self, handoffs: &mut Vec<Box<Handoff>>, current: u64) {
+        for handoff in handoffs.extract_if(.., |h| h.records.epoch != current) {
+            let count = handoff.records.len() as u64;
+            tracing::warn!(epoch = handoff.records.epoch, current, count, "records of another epoch");
+            self.inbox.counters.stale.fetch_add(count, Ordering::Relaxed);
+            let _ = self.stale.send(handoff);
+        }
+    }
+}
