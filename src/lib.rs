@@ -2,4 +2,5 @@
 #![warn(missing_docs)]
 pub mod code;
 pub mod domain;
+pub mod inventory;
 pub mod ledger;

@@ -1,0 +1,2 @@
+//! Who decides: the inventory.
+pub mod memory;
