@@ -3,6 +3,8 @@
 //! Owns the traits that both ledgers implement. Refuses to know the inventory, HTTP and coroutines: all calls
 //! here block, so they belong to plain threads (the writer's and the keeper's), never to a core.
 
+pub mod sqlite;
+
 use crate::code::KEY_BYTES;
 pub use crate::domain::HoldRow;
 use crate::domain::{Records, SaleId, Terms};
