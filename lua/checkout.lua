@@ -7,17 +7,18 @@
 --          A again: more holds may have expired than one call takes back, D the number is taken
 --        'N' no state, 'E <epoch>' another epoch, 'C <status>' not selling, 'T <now>' the sale is not on,
 --        'Q' the queue is not the one that the state knows; nothing was changed by any of these
--- Holds  free + held + purchased = items; the queue is in the order of expiry and `queue` is its length
+-- Holds  free + held + purchased = items; the queue is in the order of expiry and `queue` is its length;
+--        `taken` counts all holds that there ever were
 --
 -- A hold's record is '<H|P|X><taken>:<expires>:<purchased>:<bytes of user>:<user><item>'
 -- (held, purchased, expired), an entry of the queue is '<number>:<expires>:<user>'.
 
 local state, queue = KEYS[1], KEYS[2]
--- Entries taken back in one call. With 512 checkouts the longest unpack is 512 * 4 + 256 * 4 + 10, below Lua's 8,000.
+-- Entries taken back in one call. With 512 checkouts the longest unpack is 512 * 4 + 256 * 4 + 12, below Lua's 8,000.
 local BOUND = 256
 
-local META = 9
-local fields = {'epoch', 'status', 'limit', 'hold', 'start', 'end', 'clock', 'free', 'queue'}
+local META = 11
+local fields = {'epoch', 'status', 'limit', 'hold', 'start', 'end', 'clock', 'free', 'queue', 'held', 'taken'}
 local count = (#ARGV - 1) / 3
 for i = 1, count do
   fields[META + 2 * i - 1] = 'u:' .. ARGV[3 * i]
@@ -119,9 +120,10 @@ for who, his in pairs(counts) do set(who, his) end
 if dropped > 0 or taken > 0 then
   set('free', free)
   set('queue', length - dropped + taken)
+  set('held', have[10] - returned + taken)
+  set('taken', have[11] + taken)
 end
 set('clock', now)
 redis.call('HSET', state, unpack(changed))
-if taken ~= returned then redis.call('HINCRBY', state, 'held', taken - returned) end
 
 return 'K ' .. now .. ' ' .. expires .. ' ' .. (head or (taken > 0 and expires) or ends) .. '\n' .. table.concat(marks)

@@ -8,8 +8,8 @@
 -- Holds  free + held + purchased = items; a hold is redeemed once
 
 local state = KEYS[1]
-local META = 5
-local fields = {'epoch', 'status', 'start', 'end', 'clock'}
+local META = 7
+local fields = {'epoch', 'status', 'start', 'end', 'clock', 'held', 'purchased'}
 local count = #ARGV - 1
 for i = 1, count do fields[META + i] = 'h:' .. ARGV[i + 1] end
 local have = redis.call('HMGET', state, unpack(fields))
@@ -45,9 +45,8 @@ for i = 1, count do
   end
 end
 
-redis.call('HSET', state, unpack(changed))
 if bought > 0 then
-  redis.call('HINCRBY', state, 'held', -bought)
-  redis.call('HINCRBY', state, 'purchased', bought)
+  for _, value in ipairs({'held', have[6] - bought, 'purchased', have[7] + bought}) do changed[#changed + 1] = value end
 end
+redis.call('HSET', state, unpack(changed))
 return 'K ' .. now .. '\n' .. table.concat(marks) .. '\n' .. table.concat(facts)

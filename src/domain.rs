@@ -330,6 +330,25 @@ impl Records {
     }
 }
 
+/// All that the ledger knows of one hold: the checkout's row, the purchase's row, or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HoldRow {
+    /// The hold's number.
+    pub number: HoldNumber,
+    /// Who.
+    pub user: Id,
+    /// What.
+    pub item: Id,
+    /// When it was taken, unix milliseconds (the purchase's time if only that row is there).
+    pub taken_ms: u64,
+    /// When it expires, unix milliseconds (0 if only the purchase's row is there).
+    pub expires_ms: u64,
+    /// When it was redeemed, unix milliseconds.
+    pub purchased_ms: Option<u64>,
+    /// Whether the checkout's row is there.
+    pub has_checkout: bool,
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

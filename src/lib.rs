@@ -1,7 +1,18 @@
 //! A flash-sale engine.
-#![warn(missing_docs)]
+//!
+//! A request's way: [`http`] reads it on its core, [`service`] knows what it means, [`inventory`] decides it, and
+//! [`record`] hands the fact over to the [`ledger`]. The [`keeper`] opens sales and watches the servers. Who may
+//! import whom stands in ARCHITECTURE.md.
+
 pub mod catalog;
 pub mod code;
+pub mod config;
+pub mod core;
 pub mod domain;
 pub mod http;
+pub mod inventory;
+pub mod keeper;
 pub mod ledger;
+pub mod record;
+pub mod redis;
+pub mod service;

@@ -49,6 +49,16 @@ impl fmt::Display for ParamError {
 
 impl std::error::Error for ParamError {}
 
+impl ParamError {
+    /// Whether the parameter is there, once and not empty, but no id.
+    pub fn is_malformed_value(&self) -> bool {
+        match self.problem {
+            Problem::Missing | Problem::Repeated | Problem::Id(IdError::Empty) => false,
+            Problem::Malformed | Problem::Id(_) => true,
+        }
+    }
+}
+
 /// Finds the parameters `names` (at least one, no two the same) in a raw query: in any order, each exactly once.
 ///
 /// # Errors

@@ -3,8 +3,12 @@
 //! Owns the traits that both ledgers implement. Refuses to know the inventory, HTTP and coroutines: all calls
 //! here block, so they belong to plain threads (the writer's and the keeper's), never to a core.
 
+pub mod sqlite;
+pub mod writer;
+
 use crate::code::KEY_BYTES;
-use crate::domain::{Id, Records, SaleId, Terms};
+pub use crate::domain::HoldRow;
+use crate::domain::{Records, SaleId, Terms};
 use std::fmt;
 
 /// Why the ledger did not do what was asked.
@@ -45,25 +49,6 @@ pub struct SaleRow {
     pub terms: Terms,
     /// Whether its state has been opened in the inventory at some time: from then on a missing state is a loss.
     pub opened: bool,
-}
-
-/// All that the ledger knows of one hold: the checkout's row, the purchase's row, or both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HoldRow {
-    /// The hold's number.
-    pub number: crate::domain::HoldNumber,
-    /// Who.
-    pub user: Id,
-    /// What.
-    pub item: Id,
-    /// When it was taken, unix milliseconds (the purchase's time if only that row is there).
-    pub taken_ms: u64,
-    /// When it expires, unix milliseconds (0 if only the purchase's row is there).
-    pub expires_ms: u64,
-    /// When it was redeemed, unix milliseconds.
-    pub purchased_ms: Option<u64>,
-    /// Whether the checkout's row is there.
-    pub has_checkout: bool,
 }
 
 /// What the keeper asks of a ledger. All calls block for seconds at most, then fail.

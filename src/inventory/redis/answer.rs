@@ -118,7 +118,7 @@ fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Check
             }
             Some(CheckoutMark::SoldOut) => {
                 let (epoch, next_ms) = (flight.epoch, decided.next_ms);
-                state.latch = Some(Latch { sale, epoch, next_ms, seen: at });
+                state.latch = Some(Latch { epoch, next_ms, seen: at });
                 Outcome::SoldOut { retry_ms: next_ms.saturating_sub(decided.now_ms) }
             }
             Some(CheckoutMark::UserLimit) => Outcome::UserLimit {

@@ -47,10 +47,9 @@ pub(super) struct Flight {
     sent: Instant,
 }
 
-/// A sale of which this core knows that nothing is free before a time.
+/// Nothing is free before a time, which is not after the sale's end.
 #[derive(Clone, Copy)]
 pub(super) struct Latch {
-    pub(super) sale: SaleId,
     pub(super) epoch: u64,
     pub(super) next_ms: u64,
     pub(super) seen: Instant,

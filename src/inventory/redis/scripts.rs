@@ -14,6 +14,9 @@ pub const OPEN: &str = include_str!("../../../lua/open.lua");
 /// Stops a sale's state from selling under an older epoch.
 pub const CLOSE: &str = include_str!("../../../lua/close.lua");
 
+/// Offers a sale the records of an older epoch.
+pub const OFFER: &str = include_str!("../../../lua/offer.lua");
+
 /// Requests that one call decides. Natural batches are ten times smaller; it bounds the time that Redis is busy, and
 /// keeps the script's longest argument list below what Lua can unpack (see `lua/checkout.lua`).
 pub const MAX_BATCH: usize = 512;

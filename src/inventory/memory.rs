@@ -1,0 +1,292 @@
+//! One sale in memory: the embedded inventory's state, and the judge of the Lua scripts.
+//!
+//! Owns the obvious version of every decision, written as plainly as can be. Invariants: held and purchased items are
+//! never more than the stock (save when the ledger itself says that more were purchased), and a user's count is his
+//! held plus his purchased items. Pure: time is passed in, and it never goes back. Refuses to know clocks, threads,
+//! locks, Redis and the ledger.
+
+#[cfg(test)]
+mod tests;
+
+use crate::domain::{HoldKey, HoldNumber, HoldRow, Id, Outcome, Record, RecordKind, Terms};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// What became of a hold.
+///
+/// Ordered by what beats what where two sources tell of the same hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HoldState {
+    /// The item is off the stock until the hold expires or is redeemed.
+    Held,
+    /// The item went back to the stock. The hold is kept, to tell an expired code from a lost one.
+    Expired,
+    /// The item is sold.
+    Purchased,
+}
+
+/// One hold of the sale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// Who.
+    pub user: Id,
+    /// What.
+    pub item: Id,
+    /// When it was taken, unix milliseconds.
+    pub taken_ms: u64,
+    /// When it expires, unix milliseconds (0 if only its purchase is known).
+    pub expires_ms: u64,
+    /// What became of it.
+    pub state: HoldState,
+}
+
+/// Where the sale's items are: the three add up to its stock, unless the ledger tells of more purchases than that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stock {
+    /// To be had.
+    pub free: u64,
+    /// Off the stock for a while.
+    pub held: u64,
+    /// Sold.
+    pub purchased: u64,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is looked at and dropped at once, a box would cost an allocation each"
+)]
+pub enum Decision {
+    /// It was decided.
+    Decided {
+        /// The answer.
+        outcome: Outcome,
+        /// The fact that the ledger must keep before the answer is sent, if there is a new one.
+        record: Option<Record>,
+    },
+    /// The sale is not on. Nothing changed.
+    NotOn {
+        /// The sale's clock, unix milliseconds.
+        now_ms: u64,
+    },
+    /// The hold number of a checkout is taken: the caller gave it out twice.
+    Duplicate,
+}
+
+impl Decision {
+    fn refused(outcome: Outcome) -> Decision {
+        Decision::Decided { outcome, record: None }
+    }
+}
+
+/// One sale's state.
+#[derive(Clone, Debug)]
+pub struct MemorySale {
+    terms: Terms,
+    /// The latest time that a decision was made at.
+    last_ms: u64,
+    holds: BTreeMap<HoldNumber, Hold>,
+    /// The holds that are `Held`, the one that expires first at the front.
+    queue: BTreeSet<(u64, HoldNumber)>,
+    purchased: u64,
+    /// Held plus purchased items of every user who has any.
+    users: HashMap<Id, u64>,
+    dropped: u64,
+}
+
+impl MemorySale {
+    /// The state that the ledger's `rows` tell of: opening is rebuilding. Purchased beats expired beats held.
+    ///
+    /// All purchases are kept. If they and the holds that run at `now_ms` are more than the stock (which only a loss
+    /// can bring about), the oldest holds that fit are kept, and the others are forgotten: see
+    /// [`MemorySale::dropped`].
+    pub fn open(terms: Terms, rows: impl IntoIterator<Item = HoldRow>, now_ms: u64) -> MemorySale {
+        let mut sale = MemorySale {
+            terms,
+            last_ms: now_ms,
+            holds: BTreeMap::new(),
+            queue: BTreeSet::new(),
+            purchased: 0,
+            users: HashMap::new(),
+            dropped: 0,
+        };
+        let mut found: BTreeMap<HoldNumber, Hold> = BTreeMap::new();
+        for row in rows {
+            let state = match row.purchased_ms {
+                Some(_) => HoldState::Purchased,
+                None if row.expires_ms <= now_ms => HoldState::Expired,
+                None => HoldState::Held,
+            };
+            if found.get(&row.number).is_none_or(|other| other.state < state) {
+                let HoldRow { number, user, item, taken_ms, expires_ms, .. } = row;
+                found.insert(number, Hold { user, item, taken_ms, expires_ms, state });
+            }
+        }
+        // What is sold takes its items first; then the holds, the oldest first.
+        let (held, settled): (Vec<_>, Vec<_>) = found.into_iter().partition(|(_, hold)| hold.state == HoldState::Held);
+        for (number, hold) in settled {
+            sale.insert(number, hold);
+        }
+        for (number, hold) in held {
+            if sale.free() > 0 {
+                sale.insert(number, hold);
+            } else {
+                sale.dropped += 1;
+            }
+        }
+        sale
+    }
+
+    /// The sale's terms.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// How many holds did not fit the stock when the sale was opened.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// All holds by their numbers, the expired ones too.
+    pub fn holds(&self) -> impl Iterator<Item = (HoldNumber, &Hold)> {
+        self.holds.iter().map(|(number, hold)| (*number, hold))
+    }
+
+    /// The users who have any items, in no order, each with how many he holds and has purchased.
+    pub fn users(&self) -> impl Iterator<Item = (Id, u64)> {
+        self.users.iter().map(|(user, count)| (*user, *count))
+    }
+
+    /// Takes an item off the stock for `user`, as hold `number`.
+    pub fn checkout(&mut self, now_ms: u64, number: HoldNumber, user: Id, item: Id) -> Decision {
+        let now = match self.tick(now_ms) {
+            Ok(now) => now,
+            Err(now_ms) => return Decision::NotOn { now_ms },
+        };
+        self.expire(now);
+        if self.holds.contains_key(&number) {
+            return Decision::Duplicate;
+        }
+        if self.free() == 0 {
+            let next_ms = self.queue.first().map_or(self.terms.ends_ms, |(expires_ms, _)| *expires_ms);
+            return Decision::refused(Outcome::SoldOut { retry_ms: next_ms - now });
+        }
+        if self.users.get(&user).is_some_and(|count| *count >= self.terms.user_limit) {
+            let retry_ms = self.terms.hold_ms.min(self.terms.ends_ms - now);
+            return Decision::refused(Outcome::UserLimit { retry_ms });
+        }
+        let expires_ms = self.terms.hold_expires_ms(now);
+        self.insert(number, Hold { user, item, taken_ms: now, expires_ms, state: HoldState::Held });
+        Decision::Decided {
+            outcome: Outcome::Held { hold: HoldKey { sale: self.terms.sale, number }, expires_ms },
+            record: Some(Record { kind: RecordKind::Hold, number, user, item, at_ms: now, expires_ms }),
+        }
+    }
+
+    /// Redeems hold `number`.
+    pub fn purchase(&mut self, now_ms: u64, number: HoldNumber) -> Decision {
+        let now = match self.tick(now_ms) {
+            Ok(now) => now,
+            Err(now_ms) => return Decision::NotOn { now_ms },
+        };
+        let Some(hold) = self.holds.get(&number).copied() else {
+            return Decision::refused(Outcome::HoldLost);
+        };
+        let Hold { user, item, expires_ms, .. } = hold;
+        match hold.state {
+            HoldState::Purchased => Decision::refused(Outcome::AlreadyPurchased { item }),
+            HoldState::Expired => Decision::refused(Outcome::InvalidCode),
+            HoldState::Held if expires_ms <= now => Decision::refused(Outcome::InvalidCode),
+            HoldState::Held => {
+                self.remove(number);
+                self.insert(number, Hold { state: HoldState::Purchased, ..hold });
+                Decision::Decided {
+                    outcome: Outcome::Purchased { item },
+                    record: Some(Record { kind: RecordKind::Purchase, number, user, item, at_ms: now, expires_ms: 0 }),
+                }
+            }
+        }
+    }
+
+    /// Takes back what `record` states, since the ledger could not keep it. Where several are taken back, the newest
+    /// goes first. The clock stays, and so does what has expired meanwhile.
+    pub fn undo(&mut self, record: &Record) {
+        let Some(hold) = self.remove(record.number) else { return };
+        if record.kind == RecordKind::Purchase {
+            let state = match hold.state {
+                HoldState::Purchased if hold.expires_ms > self.last_ms => HoldState::Held,
+                HoldState::Purchased => HoldState::Expired,
+                other => other,
+            };
+            self.insert(record.number, Hold { state, ..hold });
+        }
+    }
+
+    /// Where the items are at `now_ms`. What has expired goes back to the stock first, if the sale is on.
+    pub fn stock(&mut self, now_ms: u64) -> Stock {
+        if let Ok(now) = self.tick(now_ms) {
+            self.expire(now);
+        }
+        Stock { free: self.free(), held: self.queue.len() as u64, purchased: self.purchased }
+    }
+
+    /// Moves the clock forward. `Err` with the time if the sale is not on: then nothing may change, not even the clock.
+    fn tick(&mut self, now_ms: u64) -> Result<u64, u64> {
+        let now_ms = now_ms.max(self.last_ms);
+        if !self.terms.is_on(now_ms) {
+            return Err(now_ms);
+        }
+        self.last_ms = now_ms;
+        Ok(now_ms)
+    }
+
+    /// Gives back the items of the holds whose time has passed.
+    fn expire(&mut self, now: u64) {
+        while let Some((expires_ms, number)) = self.queue.first().copied() {
+            if expires_ms > now {
+                return;
+            }
+            if let Some(hold) = self.remove(number) {
+                self.insert(number, Hold { state: HoldState::Expired, ..hold });
+            }
+        }
+    }
+
+    fn free(&self) -> u64 {
+        self.terms.items.saturating_sub(self.queue.len() as u64 + self.purchased)
+    }
+
+    /// Adds a hold and counts it. Its number must be new.
+    fn insert(&mut self, number: HoldNumber, hold: Hold) {
+        match hold.state {
+            HoldState::Held => {
+                self.queue.insert((hold.expires_ms, number));
+            }
+            HoldState::Purchased => self.purchased += 1,
+            HoldState::Expired => {}
+        }
+        if hold.state != HoldState::Expired {
+            *self.users.entry(hold.user).or_insert(0) += 1;
+        }
+        self.holds.insert(number, hold);
+    }
+
+    /// The reverse of `insert`.
+    fn remove(&mut self, number: HoldNumber) -> Option<Hold> {
+        let hold = self.holds.remove(&number)?;
+        match hold.state {
+            HoldState::Held => {
+                self.queue.remove(&(hold.expires_ms, number));
+            }
+            HoldState::Purchased => self.purchased -= 1,
+            HoldState::Expired => return Some(hold),
+        }
+        if let Some(count) = self.users.get_mut(&hold.user) {
+            *count -= 1;
+            if *count == 0 {
+                self.users.remove(&hold.user);
+            }
+        }
+        Some(hold)
+    }
+}

@@ -1,0 +1,162 @@
+//! One truth out of what the ledger and Redis each remember of a sale: pure.
+//!
+//! Owns the union per hold number, in which purchased beats expired beats held, and the fitting into the stock.
+
+use crate::domain::{Id, Record, RecordKind, Terms};
+use std::collections::BTreeMap;
+
+/// What is known of one hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Who.
+    pub user: Id,
+    /// What.
+    pub item: Id,
+    /// When it was taken, unix milliseconds.
+    pub taken_ms: u64,
+    /// When it expires, unix milliseconds.
+    pub expires_ms: u64,
+    /// When it was redeemed, unix milliseconds.
+    pub purchased_ms: Option<u64>,
+}
+
+/// A hold's place in a rebuilt sale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// It holds an item.
+    Held,
+    /// Its time is over.
+    Expired,
+    /// It was redeemed.
+    Purchased,
+}
+
+/// A sale, rebuilt.
+#[derive(Debug, Default)]
+pub struct Rebuilt {
+    /// All holds by their number.
+    pub holds: BTreeMap<u64, (Known, Place)>,
+    /// Holds that found no item left; they are not in `holds`.
+    pub misfits: Vec<(u64, Known)>,
+    /// How many hold an item.
+    pub held: u64,
+    /// How many were redeemed. Above the stock only if more was sold than there was.
+    pub purchased: u64,
+}
+
+/// What both sides remember, and what the ledger lacks.
+#[derive(Debug, Default)]
+pub struct Union {
+    known: BTreeMap<u64, Known>,
+    /// Facts that only Redis has: to be written.
+    pub missing: Vec<Record>,
+}
+
+impl Union {
+    /// Adds what the ledger has of a hold. Before anything of Redis.
+    pub fn ledger(&mut self, number: u64, known: Known) {
+        self.known.insert(number, known);
+    }
+
+    /// Adds what Redis has of a hold. `has_checkout` says whether the ledger has the checkout's row.
+    pub fn redis(&mut self, number: u64, known: Known, has_checkout: bool) {
+        let entry = self.known.get(&number).copied();
+        let record = |kind, at_ms, expires_ms| Record {
+            kind,
+            number: crate::domain::HoldNumber(number),
+            user: known.user,
+            item: known.item,
+            at_ms,
+            expires_ms,
+        };
+        if !has_checkout {
+            self.missing.push(record(RecordKind::Hold, known.taken_ms, known.expires_ms));
+        }
+        if let Some(at_ms) = known.purchased_ms
+            && entry.is_none_or(|entry| entry.purchased_ms.is_none())
+        {
+            self.missing.push(record(RecordKind::Purchase, at_ms, 0));
+        }
+        let purchased_ms = entry.and_then(|entry| entry.purchased_ms).or(known.purchased_ms);
+        // The later expiry: a hold that was put back got more time.
+        let expires_ms = entry.map_or(0, |entry| entry.expires_ms).max(known.expires_ms);
+        self.known.insert(number, Known { expires_ms, purchased_ms, ..known });
+    }
+
+    /// The sale at `now_ms`: all purchases, and the oldest holds that the rest of the stock allows.
+    pub fn rebuild(self, terms: &Terms, now_ms: u64) -> Rebuilt {
+        let mut rebuilt = Rebuilt::default();
+        rebuilt.purchased = self.known.values().filter(|k| k.purchased_ms.is_some()).count() as u64;
+        let room = terms.items.saturating_sub(rebuilt.purchased);
+        for (number, known) in self.known {
+            let place = match known.purchased_ms {
+                Some(_) => Place::Purchased,
+                None if known.expires_ms <= now_ms => Place::Expired,
+                None if rebuilt.held < room => {
+                    rebuilt.held += 1;
+                    Place::Held
+                }
+                None => {
+                    rebuilt.misfits.push((number, known));
+                    continue;
+                }
+            };
+            rebuilt.holds.insert(number, (known, place));
+        }
+        rebuilt
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::SaleId;
+
+    fn known(expires_ms: u64, purchased_ms: Option<u64>) -> Known {
+        let id: Id = "x".parse().unwrap();
+        Known { user: id, item: id, taken_ms: 1, expires_ms, purchased_ms }
+    }
+
+    #[test]
+    fn purchased_beats_expired_beats_held() {
+        let terms = Terms { sale: SaleId(0), items: 2, user_limit: 9, hold_ms: 10, starts_ms: 0, ends_ms: 1000 };
+        // What the ledger knows (with or without the checkout), what Redis knows, the place at 50.
+        let check = |ledger: Option<(Known, bool)>, redis: Option<Known>, want: Place, missing: usize| {
+            let mut union = Union::default();
+            if let Some((known, _)) = ledger {
+                union.ledger(7, known);
+            }
+            if let Some(known) = redis {
+                union.redis(7, known, ledger.is_some_and(|(_, has_checkout)| has_checkout));
+            }
+            assert_eq!(union.missing.len(), missing, "{ledger:?} {redis:?}");
+            let rebuilt = union.rebuild(&terms, 50);
+            assert_eq!(rebuilt.holds.get(&7).map(|h| h.1), Some(want), "{ledger:?} {redis:?}");
+            let sums = (u64::from(want == Place::Held), u64::from(want == Place::Purchased));
+            assert_eq!((rebuilt.held, rebuilt.purchased), sums);
+        };
+        let (held, expired, sold) = (known(60, None), known(50, None), known(60, Some(20)));
+        check(Some((held, true)), None, Place::Held, 0);
+        check(None, Some(held), Place::Held, 1);
+        check(Some((held, true)), Some(held), Place::Held, 0);
+        check(Some((expired, true)), None, Place::Expired, 0);
+        check(None, Some(expired), Place::Expired, 1);
+        check(Some((held, true)), Some(sold), Place::Purchased, 1);
+        check(Some((sold, true)), Some(held), Place::Purchased, 0);
+        check(Some((sold, false)), Some(held), Place::Purchased, 1);
+        check(Some((known(0, Some(20)), false)), None, Place::Purchased, 0);
+        check(None, Some(sold), Place::Purchased, 2);
+        check(Some((expired, true)), Some(known(50, Some(20))), Place::Purchased, 1);
+    }
+
+    #[test]
+    fn what_does_not_fit() {
+        let terms = Terms { sale: SaleId(0), items: 3, user_limit: 9, hold_ms: 10, starts_ms: 0, ends_ms: 1000 };
+        let mut union = Union::default();
+        [1, 2, 3, 4].into_iter().for_each(|n| union.ledger(n, known(60, None)));
+        union.ledger(5, known(60, Some(10)));
+        let rebuilt = union.rebuild(&terms, 50);
+        assert_eq!((rebuilt.held, rebuilt.purchased), (2, 1));
+        assert_eq!(rebuilt.misfits.iter().map(|m| m.0).collect::<Vec<_>>(), [3, 4]);
+    }
+}

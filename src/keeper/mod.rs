@@ -1,0 +1,13 @@
+//! The keeper: opens sales ahead of their time, watches the servers, and rebuilds what was lost.
+//!
+//! The one plain thread that talks to inventory and ledger both. Owns the view that the cores sell by. Invariant:
+//! nothing is sold while there is a doubt whether Redis has lost something. Refuses to know requests.
+
+pub mod calendar;
+pub mod distributed;
+pub mod embedded;
+pub mod merge;
+mod offer;
+mod recovery;
+pub mod store;
+mod upkeep;

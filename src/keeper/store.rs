@@ -1,0 +1,311 @@
+//! Sales' states in Redis, for plain threads: reading, building, opening, closing.
+//!
+//! Owns the keeper's connection and the layout of a state, which `lua/checkout.lua` describes. Refuses to decide when
+//! anything of it is to happen.
+
+use super::merge::{Known, Place, Rebuilt};
+use crate::domain::{Id, SaleId, Terms};
+use crate::inventory::identity;
+use crate::inventory::redis::scripts::{self, queue_key, state_key};
+use crate::redis::target::Target;
+use redis::{Cmd, Connection, FromRedisValue, Pipeline, RedisResult, cmd};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Holds that are read or written in one command: Redis is busy for about a millisecond.
+const CHUNK: usize = 500;
+/// How long a sale's keys outlive it at most, in seconds: a backstop for deployments that are given up.
+const KEEP_SECONDS: u64 = 7 * 24 * 3600;
+/// How long a state that was never opened lies about, in seconds.
+const BUILD_SECONDS: u64 = 3600;
+/// The oldest Redis that scripts are written for: effects are replicated, and `TIME` may come before a write.
+const MIN_VERSION: u64 = 7;
+
+/// What a sale's state is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It sells under the epoch that was asked for.
+    Good,
+    /// There is none.
+    Missing,
+    /// It is of this epoch.
+    Epoch(u64),
+    /// It does not sell.
+    Closed,
+    /// Its queue is not the one it knows.
+    Damaged,
+}
+
+/// The keeper's way to Redis. A connection that failed is made anew on the next call.
+pub struct Store {
+    target: Arc<Target>,
+    timeout: Duration,
+    connection: Option<Connection>,
+}
+
+impl Store {
+    /// Connects on the first call; each call takes `timeout` at most.
+    pub fn new(target: Arc<Target>, timeout: Duration) -> Store {
+        Store { target, timeout, connection: None }
+    }
+
+    fn run<T>(&mut self, work: impl FnOnce(&mut Connection) -> RedisResult<T>) -> Result<T, String> {
+        if self.connection.is_none() {
+            // The address may have moved with a failover.
+            self.target.resolve()?;
+            self.connection = Some(self.target.connect(self.timeout)?);
+        }
+        let Some(connection) = &mut self.connection else { return Err("no connection".into()) };
+        work(connection).map_err(|e| {
+            // Whatever it was, what follows on this connection may belong to the call that failed.
+            self.connection = None;
+            format!("Redis at {}: {e}", self.target.name)
+        })
+    }
+
+    fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, String> {
+        self.run(|connection| command.query(connection))
+    }
+
+    /// Redis' clock, unix milliseconds.
+    pub fn now_ms(&mut self) -> Result<u64, String> {
+        let (seconds, micros): (u64, u64) = self.ask(&cmd("TIME"))?;
+        Ok(seconds * 1000 + micros / 1000)
+    }
+
+    /// Which Redis this is; `Err` for a replica.
+    pub fn identity(&mut self) -> Result<String, String> {
+        let info: String = self.ask(cmd("INFO").arg("server").arg("replication"))?;
+        identity(&info).map_err(|e| format!("Redis at {}: {e}", self.target.name))
+    }
+
+    /// Refuses a Redis that this service cannot rely on, with the reason.
+    pub fn check_server(&mut self) -> Result<(), String> {
+        let info: String = self.ask(cmd("INFO").arg("everything"))?;
+        let field = |name: &str| {
+            info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default().trim()
+        };
+        let refuse = |why: String| Err(format!("REDIS_ADDR: Redis at {} {why}", self.target.name));
+        let version = field("redis_version");
+        if version.split('.').next().and_then(|major| major.parse().ok()).is_none_or(|major: u64| major < MIN_VERSION) {
+            return refuse(format!("is version {version}; {MIN_VERSION} or later is needed"));
+        }
+        if field("redis_mode") == "cluster" || field("cluster_enabled") == "1" {
+            return refuse("is in cluster mode, which is not supported yet".into());
+        }
+        let policy = field("maxmemory_policy");
+        if policy != "noeviction" {
+            return refuse(format!("has maxmemory-policy {policy}, which may throw sales away; set noeviction"));
+        }
+        identity(&info).map(drop).or_else(|e| refuse(format!("cannot be used: {e}")))
+    }
+
+    /// What `sale`'s state is like for a caller of `epoch`.
+    pub fn condition(&mut self, sale: SaleId, epoch: u64) -> Result<Condition, String> {
+        let (state, queue) = (state_key(sale), queue_key(sale));
+        let mut pipe = Pipeline::new();
+        pipe.atomic().cmd("HMGET").arg(&state).arg(&["epoch", "status", "queue"][..]).cmd("LLEN").arg(&queue);
+        type Found = ((Option<u64>, Option<String>, Option<u64>), u64);
+        let ((theirs, status, length), actual): Found = self.run(|connection| pipe.query(connection))?;
+        Ok(match (theirs, status.as_deref()) {
+            (None, _) => Condition::Missing,
+            (Some(theirs), _) if theirs != epoch => Condition::Epoch(theirs),
+            (_, Some("open")) if length == Some(actual) => Condition::Good,
+            (_, Some("open")) => Condition::Damaged,
+            _ => Condition::Closed,
+        })
+    }
+
+    /// Stops what there is of `sale` from selling under an epoch older than `epoch`.
+    pub fn close(&mut self, sale: SaleId, epoch: u64) -> Result<(), String> {
+        let _: String = self.ask(cmd("EVAL").arg(scripts::CLOSE).arg(1).arg(state_key(sale)).arg(epoch))?;
+        Ok(())
+    }
+
+    /// How many holds `sale` ever had in Redis and how many were redeemed; `None` if it has no state.
+    pub fn counts(&mut self, sale: SaleId) -> Result<Option<(u64, u64)>, String> {
+        let fields = &["taken", "purchased"][..];
+        let (taken, purchased): (Option<u64>, Option<u64>) = self.ask(cmd("HMGET").arg(state_key(sale)).arg(fields))?;
+        Ok(taken.zip(purchased))
+    }
+
+    /// Calls `each` for every hold that Redis remembers of `sale`.
+    pub fn holds(&mut self, sale: SaleId, each: &mut dyn FnMut(u64, Known)) -> Result<(), String> {
+        let mut cursor = 0u64;
+        loop {
+            let mut scan = cmd("HSCAN");
+            scan.arg(state_key(sale)).arg(cursor).arg("MATCH").arg("h:*").arg("COUNT").arg(CHUNK);
+            let (next, found): (u64, Vec<(String, Vec<u8>)>) = self.ask(&scan)?;
+            for (field, record) in found {
+                match field.strip_prefix("h:").and_then(|n| n.parse().ok()).zip(read_record(&record)) {
+                    Some((number, known)) => each(number, known),
+                    None => tracing::error!(%sale, field, "a hold in Redis that cannot be read"),
+                }
+            }
+            if next == 0 {
+                return Ok(());
+            }
+            cursor = next;
+        }
+    }
+
+    /// Builds `sale`'s state for `epoch` beside what is there. [`Store::open`] puts it in place. `alive` is asked
+    /// after each chunk.
+    pub fn build(
+        &mut self,
+        terms: &Terms,
+        epoch: u64,
+        rebuilt: &Rebuilt,
+        alive: &mut dyn FnMut() -> Result<(), String>,
+    ) -> Result<(), String> {
+        let (state, queue) = build_keys(terms.sale, epoch);
+        let _: () = self.ask(cmd("UNLINK").arg(&state).arg(&queue))?;
+        let holds: Vec<_> = rebuilt.holds.iter().collect();
+        let mut users = std::collections::HashMap::<Id, u64>::new();
+        for chunk in holds.chunks(CHUNK) {
+            let mut set = cmd("HSET");
+            set.arg(&state);
+            for (number, (known, place)) in chunk {
+                set.arg(format!("h:{number}")).arg(write_record(known, *place));
+                if *place != Place::Expired {
+                    *users.entry(known.user).or_default() += 1;
+                }
+            }
+            let _: () = self.ask(&set)?;
+            alive()?;
+        }
+        let users: Vec<_> = users.into_iter().collect();
+        for chunk in users.chunks(CHUNK) {
+            let mut set = cmd("HSET");
+            set.arg(&state);
+            chunk.iter().for_each(|(user, count)| drop(set.arg([b"u:", user.as_bytes()].concat()).arg(*count)));
+            let _: () = self.ask(&set)?;
+        }
+        let mut live: Vec<_> = holds.iter().filter(|(_, (_, place))| *place == Place::Held).collect();
+        live.sort_by_key(|(number, (known, _))| (known.expires_ms, **number));
+        for chunk in live.chunks(CHUNK) {
+            let mut push = cmd("RPUSH");
+            push.arg(&queue);
+            for (number, (known, _)) in chunk {
+                push.arg([format!("{number}:{}:", known.expires_ms).as_bytes(), known.user.as_bytes()].concat());
+            }
+            let _: () = self.ask(&push)?;
+            alive()?;
+        }
+        self.build_terms(&state, &queue, terms, epoch, rebuilt)
+    }
+
+    fn build_terms(
+        &mut self,
+        state: &str,
+        queue: &str,
+        terms: &Terms,
+        epoch: u64,
+        rebuilt: &Rebuilt,
+    ) -> Result<(), String> {
+        let free = terms.items.saturating_sub(rebuilt.purchased + rebuilt.held);
+        // Time does not go back behind what is recorded, even if this Redis' clock is behind the last one's.
+        let times = rebuilt.holds.values().map(|(known, _)| known.taken_ms.max(known.purchased_ms.unwrap_or(0)));
+        let clock_ms = times.max().unwrap_or(0);
+        let mut pipe = Pipeline::new();
+        let set = pipe.cmd("HSET").arg(state).arg("epoch").arg(epoch).arg("status").arg("open");
+        for (field, value) in [
+            ("items", terms.items),
+            ("limit", terms.user_limit),
+            ("hold", terms.hold_ms),
+            ("start", terms.starts_ms),
+            ("end", terms.ends_ms),
+            ("clock", clock_ms),
+            ("free", free),
+            ("held", rebuilt.held),
+            ("purchased", rebuilt.purchased),
+            ("taken", rebuilt.holds.len() as u64),
+            ("queue", rebuilt.held),
+        ] {
+            set.arg(field).arg(value);
+        }
+        for key in [state, queue] {
+            pipe.cmd("EXPIRE").arg(key).arg(BUILD_SECONDS);
+        }
+        self.run(|connection| pipe.exec(connection))
+    }
+
+    /// Puts the state that was built for `epoch` in place. `Err` if a newer epoch is there.
+    pub fn open(&mut self, terms: &Terms, epoch: u64) -> Result<(), String> {
+        let (state, queue) = build_keys(terms.sale, epoch);
+        let until = terms.ends_ms / 1000 + KEEP_SECONDS;
+        let mut eval = cmd("EVAL");
+        eval.arg(scripts::OPEN).arg(4).arg(state_key(terms.sale)).arg(queue_key(terms.sale)).arg(state).arg(queue);
+        let reply: String = self.ask(eval.arg(epoch).arg(until))?;
+        match reply.as_str() {
+            "K" => Ok(()),
+            other => Err(format!("sale {} was not opened under epoch {epoch}: Redis says {other}", terms.sale)),
+        }
+    }
+
+    /// Runs a script call of the keeper's own.
+    pub fn eval(&mut self, call: &Cmd) -> Result<String, String> {
+        self.ask(call)
+    }
+
+    /// Removes all that there is of `sale`.
+    pub fn unlink(&mut self, sale: SaleId) -> Result<(), String> {
+        self.ask(cmd("UNLINK").arg(state_key(sale)).arg(queue_key(sale)))
+    }
+}
+
+/// Where a state is built: of one hash tag with the real one, so that it can be renamed in a script.
+fn build_keys(sale: SaleId, epoch: u64) -> (String, String) {
+    (format!("{}:build:{epoch}", state_key(sale)), format!("{}:build:{epoch}", queue_key(sale)))
+}
+
+fn write_record(known: &Known, place: Place) -> Vec<u8> {
+    let mark = match place {
+        Place::Held => 'H',
+        Place::Expired => 'X',
+        Place::Purchased => 'P',
+    };
+    let (user, item) = (known.user.as_bytes(), known.item.as_bytes());
+    let purchased_ms = known.purchased_ms.unwrap_or(0);
+    let head = format!("{mark}{}:{}:{purchased_ms}:{}:", known.taken_ms, known.expires_ms, user.len());
+    [head.as_bytes(), user, item].concat()
+}
+
+/// Reads a hold's record; `None` if it is not one.
+fn read_record(record: &[u8]) -> Option<Known> {
+    let (mark, rest) = record.split_first()?;
+    let mut parts = rest.splitn(5, |byte| *byte == b':');
+    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
+    let (taken_ms, expires_ms, purchased_ms, user_len) = (number()?, number()?, number()?, number()?);
+    let (user, item) = parts.next()?.split_at_checked(usize::try_from(user_len).ok()?)?;
+    let purchased_ms = match mark {
+        b'P' => Some(purchased_ms),
+        b'H' | b'X' => None,
+        _ => return None,
+    };
+    let (user, item) = (Id::from_bytes(user).ok()?, Id::from_bytes(item).ok()?);
+    Some(Known { user, item, taken_ms, expires_ms, purchased_ms })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_read_as_written() {
+        let known = Known {
+            user: "a:b".parse().unwrap(),
+            item: "c:é:".parse().unwrap(),
+            taken_ms: 5,
+            expires_ms: 6,
+            purchased_ms: Some(7),
+        };
+        assert_eq!(write_record(&known, Place::Purchased), "P5:6:7:3:a:bc:é:".as_bytes());
+        assert_eq!(read_record(&write_record(&known, Place::Purchased)), Some(known));
+        let held = Known { purchased_ms: None, ..known };
+        assert_eq!(read_record(&write_record(&held, Place::Expired)), Some(held));
+        for bad in ["", "P", "Z5:6:7:1:ab", "H5:6:7:9:ab", "H5:6:x:1:ab", "H5:6:0:1:a"] {
+            assert_eq!(read_record(bad.as_bytes()), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The writer's side of the embedded ledger: one transaction a call.
+//!
+//! Owns a connection of its own. Invariant: after [`Append::append`] returned an error nothing of its batches is in
+//! the ledger, save when the disk itself failed in the commit: then the rows may show up after a crash, and writing
+//! them again is harmless. Refuses to know where the records come from.
+
+use super::{EPOCH, FolderLock, connect, int};
+use crate::code::Codes;
+use crate::domain::{HoldKey, RecordKind, RecordRef, Records};
+use crate::ledger::{Append, LedgerError};
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{CachedStatement, Connection, ErrorCode, ToSql, TransactionBehavior};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+const INSERT_HOLD: &str = "INSERT INTO ledger_holds VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING";
+const INSERT_PURCHASE: &str = "INSERT INTO ledger_purchases VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING";
+
+/// The writer's handle.
+pub struct SqliteAppend {
+    /// `None` after an error that may have left the connection unusable: made anew by the next call.
+    db: Option<Connection>,
+    path: PathBuf,
+    codes: Codes,
+    _lock: Arc<FolderLock>,
+}
+
+impl SqliteAppend {
+    pub(super) fn new(path: PathBuf, codes: Codes, lock: Arc<FolderLock>) -> Result<SqliteAppend, LedgerError> {
+        Ok(SqliteAppend { db: Some(connect(&path)?), path, codes, _lock: lock })
+    }
+
+    /// The connection, for tests that limit it.
+    #[cfg(test)]
+    pub(super) fn connection(&self) -> Option<&Connection> {
+        self.db.as_ref()
+    }
+}
+
+impl Append for SqliteAppend {
+    fn append(&mut self, batches: &[&Records]) -> Result<(), LedgerError> {
+        if batches.iter().any(|records| records.epoch != EPOCH) {
+            return Err(LedgerError::Stale { current: EPOCH });
+        }
+        let mut db = match self.db.take() {
+            Some(db) => db,
+            None => connect(&self.path)?,
+        };
+        match write(&mut db, &self.codes, batches) {
+            Ok(()) => {
+                self.db = Some(db);
+                Ok(())
+            }
+            Err(e) => {
+                // A full disk or a busy file is no fault of the connection, which has rolled back.
+                let healthy = matches!(e.code(), Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy));
+                self.db = (healthy && db.is_autocommit()).then_some(db);
+                Err(e.into())
+            }
+        }
+    }
+}
+
+/// Why a transaction did not commit.
+enum WriteError {
+    Sqlite(rusqlite::Error),
+    Ledger(LedgerError),
+}
+
+impl WriteError {
+    fn code(&self) -> Option<ErrorCode> {
+        match self {
+            WriteError::Sqlite(e) => e.sqlite_error_code(),
+            WriteError::Ledger(_) => None,
+        }
+    }
+}
+
+impl From<rusqlite::Error> for WriteError {
+    fn from(e: rusqlite::Error) -> WriteError {
+        WriteError::Sqlite(e)
+    }
+}
+
+impl From<LedgerError> for WriteError {
+    fn from(e: LedgerError) -> WriteError {
+        WriteError::Ledger(e)
+    }
+}
+
+impl From<WriteError> for LedgerError {
+    fn from(e: WriteError) -> LedgerError {
+        match e {
+            WriteError::Sqlite(e) => e.into(),
+            WriteError::Ledger(e) => e,
+        }
+    }
+}
+
+/// One transaction; rolled back when dropped before its commit.
+fn write(db: &mut Connection, codes: &Codes, batches: &[&Records]) -> Result<(), WriteError> {
+    // Immediate: to wait for the file is allowed only before anything was read.
+    let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    {
+        let mut holds = tx.prepare_cached(INSERT_HOLD)?;
+        let mut purchases = tx.prepare_cached(INSERT_PURCHASE)?;
+        for records in batches {
+            for record in records.iter() {
+                let code = codes.mint_block(HoldKey { sale: records.sale, number: record.number });
+                let insert = match record.kind {
+                    RecordKind::Hold => &mut holds,
+                    RecordKind::Purchase => &mut purchases,
+                };
+                bind(insert, int(records.sale.0)?, &code, &record)?;
+                insert.raw_execute()?;
+            }
+        }
+    }
+    Ok(tx.commit()?)
+}
+
+fn bind(insert: &mut CachedStatement<'_>, sale: i64, code: &[u8], record: &RecordRef<'_>) -> Result<(), WriteError> {
+    insert.raw_bind_parameter(1, sale)?;
+    insert.raw_bind_parameter(2, int(record.number.0)?)?;
+    insert.raw_bind_parameter(3, code)?;
+    insert.raw_bind_parameter(4, Text(record.user))?;
+    insert.raw_bind_parameter(5, Text(record.item))?;
+    insert.raw_bind_parameter(6, int(record.at_ms)?)?;
+    if record.kind == RecordKind::Hold {
+        insert.raw_bind_parameter(7, int(record.expires_ms)?)?;
+    }
+    Ok(())
+}
+
+/// A valid id's bytes as SQL text: they are UTF-8, so they need not be looked at again.
+struct Text<'a>(&'a [u8]);
+
+impl ToSql for Text<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(ValueRef::Text(self.0)))
+    }
+}
