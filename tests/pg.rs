@@ -1,5 +1,8 @@
 //! The Postgres ledger against a real Postgres.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "pg/doubt.rs"]
+mod doubt;
 #[path = "pg/fence.rs"]
 mod fence;
 #[path = "pg/server.rs"]

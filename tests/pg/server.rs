@@ -92,7 +92,9 @@ impl Server {
     }
 
     pub fn signal(&self, signal: Signal) {
-        for pid in self.pids() {
+        // `runuser` stops itself when its child stops.
+        let parent = Pid::from_child(&self.child);
+        for pid in std::iter::once(parent).chain(self.pids()) {
             let _ = kill_process(pid, signal);
         }
     }

@@ -1,13 +1,12 @@
 //! Rows and how they get in, whatever happens on the way.
 
-use super::server::{Database, Server};
-use super::{AT_MS, SALE, batch, eventually, record};
+use super::server::Database;
+use super::{AT_MS, SALE, batch, record};
 use flashsale::code::{Codes, MAX_INSTANCE};
 use flashsale::domain::RecordKind::{Hold, Purchase};
 use flashsale::domain::{HoldKey, HoldNumber, SaleId, Terms};
-use flashsale::ledger::postgres::{PostgresAppend, PostgresLedger, parse_dsn};
+use flashsale::ledger::postgres::{PostgresLedger, parse_dsn};
 use flashsale::ledger::{Append, Fence, HoldRow, Ledger, LedgerError};
-use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
 fn holds(ledger: &mut PostgresLedger) -> Vec<HoldRow> {
@@ -57,7 +56,8 @@ fn a_role_that_may_only_use_the_tables_is_enough() {
 
 #[test]
 fn sales_keep_their_first_terms() {
-    let mut ledger = Database::new().ledger();
+    let database = Database::new();
+    let mut ledger = database.ledger();
     let terms = |sale: u64, items| Terms {
         sale: SaleId(sale),
         items,
@@ -193,99 +193,6 @@ fn what_is_missing_is_added_and_misfits_are_kept_apart_once() {
             ("purchase", 2, "user 2", "first", true)
         ]
     );
-}
-
-/// Ends the writer's session and says how many there were.
-fn cut(database: &Database) -> i64 {
-    let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-        WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = 'flashsale'";
-    database.client().query_one(cut, &[]).unwrap().get(0)
-}
-
-#[test]
-fn a_lost_session_is_made_anew() {
-    let database = Database::new();
-    let mut append = database.append();
-    append.append(&[&batch(1, Hold, [1])]).unwrap();
-    eventually("only the writer is left", || {
-        database
-            .client()
-            .query("SELECT 1 FROM pg_stat_activity WHERE application_name = 'flashsale'", &[])
-            .unwrap()
-            .len()
-            == 1
-    });
-    assert_eq!(cut(&database), 1);
-    let lost = append.append(&[&batch(1, Hold, [1, 2])]).unwrap_err().to_string();
-    assert!(!lost.contains('\n'), "{lost}");
-    append.append(&[&batch(1, Hold, [1, 2])]).unwrap();
-    append.append(&[&batch(1, Hold, [3])]).unwrap();
-    assert_eq!(database.count("ledger_holds"), 3);
-}
-
-#[test]
-fn a_refusal_says_what_postgres_said_and_passes() {
-    let database = Database::new();
-    let mut append = database.append();
-    let mut client = database.client();
-    client.batch_execute("ALTER TABLE ledger_holds ADD CHECK (hold <> 2)").unwrap();
-    let why = append.append(&[&batch(1, Hold, [1, 2])]).unwrap_err().to_string();
-    assert!(why.contains("check constraint") && why.contains("[SQLSTATE 23514]") && !why.contains('\n'), "{why}");
-    assert_eq!(database.count("ledger_holds"), 0);
-    client.batch_execute("ALTER TABLE ledger_holds DROP CONSTRAINT ledger_holds_hold_check").unwrap();
-    append.append(&[&batch(1, Hold, [1, 2])]).unwrap();
-    assert_eq!(database.count("ledger_holds"), 2);
-}
-
-/// A commit whose answer is lost: the session freezes on the server after the rows are in and before the commit.
-/// The writer gives up at its deadline, ends that process and writes the rows through the staging table.
-#[test]
-fn the_process_left_behind_is_ended() {
-    let database = Database::new();
-    let mut append = database.append();
-    // The commit trigger sleeps, once, longer than the writer waits; a sleeping process can be ended.
-    let freeze = "CREATE SEQUENCE once; CREATE FUNCTION freeze() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN IF nextval('once') = 1 THEN PERFORM pg_sleep(600); END IF; RETURN NULL; END $$;
-        CREATE CONSTRAINT TRIGGER freeze AFTER INSERT ON ledger_holds DEFERRABLE INITIALLY DEFERRED
-        FOR EACH ROW WHEN (NEW.hold = 1) EXECUTE FUNCTION freeze();
-        ALTER DATABASE current SET statement_timeout = 0";
-    let freeze = freeze.replace("DATABASE current", &format!("DATABASE {}", database.name));
-    database.client().batch_execute(&freeze).unwrap();
-    let began = Instant::now();
-    let why = append.append(&[&batch(1, Hold, [1, 2])]).unwrap_err().to_string();
-    assert!(began.elapsed() < Duration::from_secs(14), "{why}");
-    append.append(&[&batch(1, Hold, [1, 2])]).unwrap();
-    assert_eq!(database.count("ledger_holds"), 2);
-}
-
-#[test]
-fn a_hung_server_does_not_hang_the_callers() {
-    let server = Server::start(None);
-    let settings = parse_dsn(&format!("{} connect_timeout=1", server.dsn("postgres"))).unwrap();
-    let mut ledger = PostgresLedger::new(settings.clone());
-    let mut append = PostgresAppend::new(settings.clone(), Codes::new(&ledger.code_key().unwrap()));
-    append.append(&[&batch(1, Hold, [1])]).unwrap();
-    ledger.join(1).unwrap();
-    server.signal(Signal::STOP);
-    std::thread::scope(|scope| {
-        let timed = |what: &'static str, limit: u64, mut call: Box<dyn FnMut() -> bool + Send>| {
-            let began = Instant::now();
-            assert!(!call(), "{what} succeeded");
-            assert!(began.elapsed() < Duration::from_secs(limit), "{what} took {:?}", began.elapsed());
-        };
-        let (ledger, append, settings) = (&mut ledger, &mut append, &settings);
-        scope.spawn(move || timed("append", 13, Box::new(|| append.append(&[&batch(1, Hold, [2])]).is_ok())));
-        scope.spawn(move || {
-            timed("connect", 3, Box::new(|| PostgresLedger::new(settings.clone()).epoch().is_ok()));
-        });
-        scope.spawn(move || {
-            timed("epoch", 7, Box::new(|| ledger.epoch().is_ok()));
-            timed("is_member", 7, Box::new(|| ledger.is_member()));
-        });
-    });
-    server.signal(Signal::CONT);
-    append.append(&[&batch(1, Hold, [1, 2])]).unwrap();
-    assert_eq!(ledger.counts(SALE).unwrap(), (2, 0));
 }
 
 /// `cargo test --release --test pg -- --ignored --nocapture speed`

@@ -100,7 +100,7 @@ impl Fence for PostgresLedger {
             let row = wire.client.query_opt(RAISE, &[&signed(from)?]).await?;
             row.map(|row| number(&row, 0)).transpose()
         })?;
-        raised.ok_or(()).or_else(|()| Err(self.stale()))
+        raised.ok_or_else(|| self.stale())
     }
 
     fn set_identity(&mut self, epoch: u64, identity: &str) -> Result<(), LedgerError> {
