@@ -7,6 +7,7 @@ use crate::redis::target::Target;
 use clap::Parser;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The settings as they are given, before they are checked together.
@@ -107,7 +108,7 @@ pub enum Backends {
     /// Redis and Postgres.
     Distributed {
         /// Redis.
-        redis: Target,
+        redis: Arc<Target>,
         /// Postgres, as given.
         postgres_dsn: String,
     },
@@ -146,8 +147,8 @@ pub struct Config {
     pub max_connections: usize,
     /// The operator's items.
     pub catalog_file: Option<PathBuf>,
-    /// What is logged.
-    pub log: tracing_subscriber::EnvFilter,
+    /// What is logged, as a filter that has been checked.
+    pub log: String,
 }
 
 impl Config {
@@ -167,10 +168,11 @@ impl Config {
             (Some(_), None) => return Err("REDIS_ADDR is set but POSTGRES_DSN is not: set both, or neither".into()),
             (None, Some(_)) => return Err("POSTGRES_DSN is set but REDIS_ADDR is not: set both, or neither".into()),
             (Some(redis), Some(postgres_dsn)) => Backends::Distributed {
-                redis: Target::parse(redis).map_err(|e| format!("REDIS_ADDR: {e}"))?,
+                redis: Arc::new(Target::parse(redis).map_err(|e| format!("REDIS_ADDR: {e}"))?),
                 postgres_dsn,
             },
         };
+        tracing_subscriber::EnvFilter::try_new(&args.log).map_err(|e| format!("LOG: {e}"))?;
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let max_connections = args.max_connections as usize;
         check_descriptors(max_connections)?;
@@ -189,7 +191,7 @@ impl Config {
             purchase_ack: args.purchase_ack,
             max_connections,
             catalog_file: args.catalog_file,
-            log: tracing_subscriber::EnvFilter::try_new(&args.log).map_err(|e| format!("LOG: {e}"))?,
+            log: args.log,
         })
     }
 }

@@ -3,6 +3,7 @@
 //! Owns the trait that the service sees and the view that the keeper gives to the cores. Refuses to know HTTP, the
 //! ledger's kind and how sales come to be opened.
 
+pub mod embedded;
 pub mod memory;
 pub mod redis;
 

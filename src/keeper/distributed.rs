@@ -220,7 +220,8 @@ impl Keeper {
         let now_ms = self.store.now_ms()?;
         let rows = self.rows(now_ms)?;
         let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
-        if !is_far_enough(&known, now_ms) || rows.iter().any(|row| !row.opened && row.terms.ends_ms > now_ms) {
+        let unopened = self.epoch.identity.is_empty();
+        if unopened || !is_far_enough(&known, now_ms) || rows.iter().any(|row| !row.opened && row.terms.ends_ms > now_ms) {
             self.with_opening_lock(|keeper| keeper.open_ahead(now_ms))?;
             return self.publish();
         }
@@ -262,12 +263,18 @@ impl Keeper {
             self.doubt.get_or_insert(format!("the ledger is at epoch {}", current.number));
             return Err("another instance has raised the epoch".into());
         }
+        let mut rows = self.rows(now_ms)?;
         if current.identity.is_empty() {
+            if rows.iter().any(|row| row.opened && row.terms.ends_ms > now_ms) {
+                // Whoever raised the epoch has not come to opening it.
+                return Err(self.doubt.get_or_insert("the epoch was raised but not opened".into()).clone());
+            }
             let identity = self.store.identity()?;
             self.ledger.set_identity(current.number, &identity).map_err(|e| e.to_string())?;
             self.epoch.identity = identity;
+        } else {
+            self.epoch = current;
         }
-        let mut rows = self.rows(now_ms)?;
         loop {
             let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
             if is_far_enough(&known, now_ms) {

@@ -178,7 +178,9 @@ impl Store {
         for chunk in users.chunks(CHUNK) {
             let mut set = cmd("HSET");
             set.arg(&state);
-            chunk.iter().for_each(|(user, count)| drop(set.arg([b"u:", user.as_bytes()].concat()).arg(*count)));
+            for (user, count) in chunk {
+                set.arg([b"u:", user.as_bytes()].concat()).arg(*count);
+            }
             let _: () = self.ask(&set)?;
         }
         let mut live: Vec<_> = holds.iter().filter(|(_, (_, place))| *place == Place::Held).collect();

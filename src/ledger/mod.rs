@@ -3,6 +3,7 @@
 //! Owns the traits that both ledgers implement. Refuses to know the inventory, HTTP and coroutines: all calls
 //! here block, so they belong to plain threads (the writer's and the keeper's), never to a core.
 
+pub mod postgres;
 pub mod sqlite;
 pub mod writer;
 

@@ -1,0 +1,187 @@
+//! Rows in the form of Postgres' binary COPY.
+//!
+//! Owns the bytes: pure, no I/O. Invariant: what is finished is a complete COPY stream, header to trailer, of rows
+//! with the columns of [`HOLDS`] and [`PURCHASES`] in that order. Refuses to know transactions.
+
+use crate::code::{Codes, MAX_SALE};
+use crate::domain::{HoldKey, RecordKind, RecordRef, Records};
+use bytes::Bytes;
+
+/// The columns of a hold's row.
+pub(super) const HOLDS: &str = "sale_id, hold, code, user_id, item_id, created_at, expires_at";
+/// The columns of a purchase's row.
+pub(super) const PURCHASES: &str = "sale_id, hold, code, user_id, item_id, created_at";
+
+const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+const TRAILER: [u8; 2] = (-1i16).to_be_bytes();
+/// 2000-01-01, from which Postgres counts, in unix milliseconds.
+const EPOCH_MS: i64 = 946_684_800_000;
+/// The end of the year 9999: beyond every true moment and within what a timestamp holds.
+const LAST_MS: u64 = 253_402_300_799_999;
+/// How much memory a table's buffer keeps between two batches: some 25,000 rows.
+const KEEP_BYTES: usize = 4 << 20;
+
+/// Unix milliseconds as Postgres' microseconds since 2000.
+pub(super) fn micros(unix_ms: u64) -> i64 {
+    (unix_ms.min(LAST_MS) as i64 - EPOCH_MS) * 1000
+}
+
+/// Postgres' microseconds since 2000 as unix milliseconds; `None` before 1970 and for the infinities.
+pub(super) fn unix_ms(micros: i64) -> Option<u64> {
+    let ms = micros.div_euclid(1000).checked_add(EPOCH_MS)?;
+    u64::try_from(ms).ok().filter(|ms| *ms <= LAST_MS)
+}
+
+/// The COPY stream of one table.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    /// The stream. A handle to memory that [`Rows::recycle`] takes back.
+    pub bytes: Bytes,
+    /// How many rows it has.
+    pub rows: u64,
+}
+
+/// The COPY streams of one transaction.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    /// For the holds' table.
+    pub holds: Table,
+    /// For the purchases' table.
+    pub purchases: Table,
+}
+
+impl Rows {
+    /// Encodes `batches` into the memory of the last time. The error names a number that no ledger can keep.
+    pub fn encode(&mut self, batches: &[&Records], codes: &Codes) -> Result<(), String> {
+        let (mut holds, mut purchases) = (self.holds.start(), self.purchases.start());
+        for batch in batches {
+            let sale = i64::try_from(batch.sale.0).ok().filter(|sale| *sale as u64 <= MAX_SALE);
+            let sale = sale.ok_or_else(|| format!("the sale {} is beyond {MAX_SALE}", batch.sale))?;
+            for record in batch.iter() {
+                let number = record.number;
+                let hold = i64::try_from(number.0).map_err(|_| format!("the hold {} is beyond 63 bits", number.0))?;
+                let code = codes.mint_block(HoldKey { sale: batch.sale, number });
+                match record.kind {
+                    RecordKind::Hold => {
+                        row(&mut holds, 7, sale, hold, &code, &record);
+                        field(&mut holds, &micros(record.expires_ms).to_be_bytes());
+                        self.holds.rows += 1;
+                    }
+                    RecordKind::Purchase => {
+                        row(&mut purchases, 6, sale, hold, &code, &record);
+                        self.purchases.rows += 1;
+                    }
+                }
+            }
+        }
+        self.holds.finish(holds);
+        self.purchases.finish(purchases);
+        Ok(())
+    }
+}
+
+impl Table {
+    /// The memory of the last stream with a header in it, unless it has grown too large to keep.
+    fn start(&mut self) -> Vec<u8> {
+        self.rows = 0;
+        // No copy if nobody else has a handle, which is so once the stream was sent.
+        let mut memory = Vec::from(std::mem::take(&mut self.bytes));
+        if memory.capacity() > KEEP_BYTES {
+            memory = Vec::new();
+        }
+        memory.clear();
+        memory.extend_from_slice(HEADER);
+        memory
+    }
+
+    fn finish(&mut self, mut memory: Vec<u8>) {
+        memory.extend_from_slice(&TRAILER);
+        self.bytes = Bytes::from(memory);
+    }
+}
+
+/// What both tables' rows begin with.
+fn row(out: &mut Vec<u8>, columns: i16, sale: i64, hold: i64, code: &[u8; 16], record: &RecordRef<'_>) {
+    out.extend_from_slice(&columns.to_be_bytes());
+    field(out, &sale.to_be_bytes());
+    field(out, &hold.to_be_bytes());
+    field(out, code);
+    field(out, record.user);
+    field(out, record.item);
+    field(out, &micros(record.at_ms).to_be_bytes());
+}
+
+/// One value behind its length. All values are ids, numbers and codes, far below 2 GiB.
+fn field(out: &mut Vec<u8>, value: &[u8]) {
+    out.extend_from_slice(&(value.len() as i32).to_be_bytes());
+    out.extend_from_slice(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{HoldNumber, Record, SaleId};
+
+    fn records(kinds: &[RecordKind]) -> Records {
+        let mut records = Records::new(SaleId(1), 1);
+        for (i, kind) in kinds.iter().enumerate() {
+            records.push(&Record {
+                kind: *kind,
+                number: HoldNumber(i as u64),
+                user: "u".parse().unwrap(),
+                item: "it".parse().unwrap(),
+                at_ms: 946_684_800_001,
+                expires_ms: 946_684_800_002,
+            });
+        }
+        records
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_documentation() {
+        let codes = Codes::new(&[3; 16]);
+        let mut rows = Rows::default();
+        rows.encode(&[&records(&[RecordKind::Purchase])], &codes).unwrap();
+        let mut want = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x06".to_vec();
+        want.extend(b"\0\0\0\x08\0\0\0\0\0\0\0\x01\0\0\0\x08\0\0\0\0\0\0\0\0\0\0\0\x10");
+        want.extend(codes.mint_block(HoldKey { sale: SaleId(1), number: HoldNumber(0) }));
+        want.extend(b"\0\0\0\x01u\0\0\0\x02it\0\0\0\x08\0\0\0\0\0\0\x03\xe8\xff\xff");
+        assert_eq!((rows.purchases.bytes.as_ref(), rows.purchases.rows), (want.as_slice(), 1));
+        assert_eq!((rows.holds.bytes.len(), rows.holds.rows), (HEADER.len() + 2, 0));
+    }
+
+    #[test]
+    fn memory_is_used_again_and_old_rows_are_gone() {
+        let codes = Codes::new(&[3; 16]);
+        let mut rows = Rows::default();
+        rows.encode(&[&records(&[RecordKind::Hold; 50])], &codes).unwrap();
+        let (at, long) = (rows.holds.bytes.as_ptr(), rows.holds.bytes.len());
+        rows.encode(&[&records(&[RecordKind::Hold])], &codes).unwrap();
+        assert_eq!(rows.holds.rows, 1);
+        assert!(rows.holds.bytes.len() < long / 10);
+        assert_eq!(rows.holds.bytes.as_ptr(), at);
+    }
+
+    #[test]
+    fn moments() {
+        for ms in [0, 1, 946_684_800_000, 1_700_000_000_123, LAST_MS] {
+            assert_eq!(unix_ms(micros(ms)), Some(ms));
+        }
+        assert_eq!(unix_ms(micros(u64::MAX)), Some(LAST_MS));
+        for odd in [i64::MAX, i64::MIN, micros(0) - 1] {
+            assert_eq!(unix_ms(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_no_ledger_keeps() {
+        let mut far = Records::new(SaleId(u64::MAX), 1);
+        assert!(Rows::default().encode(&[&far], &Codes::new(&[0; 16])).is_err());
+        far.reset(SaleId(1), 1);
+        far.push(&Record {
+            number: HoldNumber(1 << 63),
+            ..records(&[RecordKind::Hold]).iter().next().unwrap().to_owned().unwrap()
+        });
+        assert!(Rows::default().encode(&[&far], &Codes::new(&[0; 16])).is_err());
+    }
+}

@@ -1,0 +1,171 @@
+//! The fence in Postgres: the epoch's row and the advisory locks.
+//!
+//! Owns the membership session and the openers' session: a lock lives exactly as long as its session, so a dead
+//! instance's locks go with it. Invariant: nobody ever queues for an epoch's exclusive lock, or the writers that are
+//! waited for would queue behind. Refuses to know when to raise.
+
+use super::ledger::{Moment, PostgresLedger, number, signed};
+use super::session::{Failure, Session};
+use super::{EPOCH_CLASS, OPENERS_CLASS, WORK_LIMIT, WRITE_LIMIT, epoch_key, write};
+use crate::domain::{HoldKey, RecordKind, Records};
+use crate::ledger::{Epoch, Fence, LedgerError};
+use std::time::{Duration, Instant};
+use tokio_postgres::error::SqlState;
+
+/// How often draining looks: often enough not to add to an outage, seldom enough not to be felt.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+
+impl PostgresLedger {
+    /// The epoch in force, when an update found that it is not `expected`.
+    fn stale(&mut self) -> LedgerError {
+        self.epoch().map_or_else(|e| e, |epoch| LedgerError::Stale { current: epoch.number })
+    }
+}
+
+impl Fence for PostgresLedger {
+    fn epoch(&mut self) -> Result<Epoch, LedgerError> {
+        self.run(async |wire| {
+            let row = wire.client.query_opt("SELECT number, identity FROM ledger_fence", &[]).await?;
+            let row = row.ok_or_else(|| Failure::refused("the row of ledger_fence is missing"))?;
+            Ok(Epoch { number: number(&row, 0)?, identity: row.try_get(1)? })
+        })
+    }
+
+    fn join(&mut self, epoch: u64) -> Result<(), LedgerError> {
+        let key = epoch_key(epoch)?;
+        let mut session = match self.member.take() {
+            Some(session) => session,
+            None => Session::open(&self.settings, WORK_LIMIT)?,
+        };
+        let lock = format!("SELECT pg_advisory_unlock_all(); SELECT pg_advisory_lock_shared({EPOCH_CLASS}, {key})");
+        session.run(async move |wire| Ok(wire.client.batch_execute(&lock).await?))?;
+        self.member = Some(session);
+        Ok(())
+    }
+
+    fn leave(&mut self) -> Result<(), LedgerError> {
+        // On an error the session is dropped, and the lock with it as soon as the server notices.
+        let Some(mut session) = self.member.take() else { return Ok(()) };
+        session.run(async |wire| Ok(wire.client.batch_execute("SELECT pg_advisory_unlock_all()").await?))?;
+        Ok(())
+    }
+
+    fn is_member(&mut self) -> bool {
+        let Some(mut session) = self.member.take() else { return false };
+        let alive = session.run(async |wire| Ok(wire.client.batch_execute("SELECT 1").await?)).is_ok();
+        self.member = alive.then_some(session);
+        alive
+    }
+
+    fn lock_opening(&mut self, wait: Duration) -> Result<bool, LedgerError> {
+        if self.opener.is_some() && self.still_opening().is_ok() {
+            return Ok(true);
+        }
+        let mut session = Session::open(&self.settings, WORK_LIMIT)?;
+        // Zero would mean to wait for ever. Our own limit has to be the later one.
+        let (lock, statement) = (wait.as_millis().max(1), (wait + WORK_LIMIT).as_millis());
+        let begin = format!(
+            "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '3s'; SET LOCAL lock_timeout = {lock}; \
+             SET LOCAL statement_timeout = {statement}; SELECT pg_advisory_xact_lock({OPENERS_CLASS}, 0)"
+        );
+        match session.run_within(wait + WORK_LIMIT, async move |wire| Ok(wire.client.batch_execute(&begin).await?)) {
+            Ok(()) => {
+                self.opener = Some(session);
+                Ok(true)
+            }
+            Err(failure) if failure.is(&SqlState::LOCK_NOT_AVAILABLE) => Ok(false),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    fn still_opening(&mut self) -> Result<(), LedgerError> {
+        let mut session = self.opener.take().ok_or_else(|| Failure::refused("the openers' lock is not held"))?;
+        session.run(async |wire| Ok(wire.client.batch_execute("SELECT 1").await?))?;
+        self.opener = Some(session);
+        Ok(())
+    }
+
+    fn unlock_opening(&mut self) {
+        if let Some(mut session) = self.opener.take() {
+            // Waited for, so that the lock is free on return; if this fails, the session's end frees it.
+            let _ = session.run(async |wire| Ok(wire.client.batch_execute("ROLLBACK").await?));
+        }
+    }
+
+    fn raise(&mut self, from: u64) -> Result<u64, LedgerError> {
+        let raised = self.run(async move |wire| {
+            // The new epoch has not been opened on any Redis yet, whoever raised it and whatever becomes of him.
+            const RAISE: &str =
+                "UPDATE ledger_fence SET number = number + 1, identity = '' WHERE number = $1 RETURNING number";
+            let row = wire.client.query_opt(RAISE, &[&signed(from)?]).await?;
+            row.map(|row| number(&row, 0)).transpose()
+        })?;
+        raised.ok_or_else(|| self.stale())
+    }
+
+    fn set_identity(&mut self, epoch: u64, identity: &str) -> Result<(), LedgerError> {
+        let changed = self.run(async move |wire| {
+            const NOTE: &str = "UPDATE ledger_fence SET identity = $2 WHERE number = $1";
+            Ok(wire.client.execute(NOTE, &[&signed(epoch)?, &identity]).await?)
+        })?;
+        if changed == 0 { Err(self.stale()) } else { Ok(()) }
+    }
+
+    fn drain(&mut self, epoch: u64, wait: Duration) -> Result<bool, LedgerError> {
+        let key = epoch_key(epoch)?;
+        let until = Instant::now() + wait;
+        loop {
+            // Tried, never waited for: a waiting exclusive lock makes new shared ones queue behind it, so the writers
+            // would stand still until this gave up. Held for the length of the statement only.
+            let free = self.run(async move |wire| {
+                let look = format!("SELECT pg_try_advisory_xact_lock({EPOCH_CLASS}, {key})");
+                Ok(wire.client.query_one(&look, &[]).await?.try_get::<_, bool>(0)?)
+            })?;
+            if free {
+                return Ok(true);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            std::thread::sleep(DRAIN_LOOK.min(left));
+        }
+    }
+
+    fn add_missing(&mut self, records: &Records) -> Result<u64, LedgerError> {
+        let codes = self.codes()?;
+        self.rows.encode(&[records], &codes).map_err(LedgerError::Failed)?;
+        let PostgresLedger { work, rows, .. } = self;
+        let (rows, epoch) = (&*rows, records.epoch);
+        let new = work.run_within(WRITE_LIMIT, async move |wire| write::staged(wire, &[epoch], rows).await)?;
+        Ok(new)
+    }
+
+    fn keep_apart(&mut self, records: &Records, reason: &str) -> Result<(), LedgerError> {
+        let codes = self.codes()?;
+        let sale = signed(records.sale.0)?;
+        let count = records.len();
+        let (mut kinds, mut holds, mut blocks) = (Vec::with_capacity(count), Vec::with_capacity(count), Vec::new());
+        let (mut users, mut items, mut moments) = (Vec::new(), Vec::new(), Vec::new());
+        for record in records.iter() {
+            kinds.push(match record.kind {
+                RecordKind::Hold => "hold",
+                RecordKind::Purchase => "purchase",
+            });
+            holds.push(signed(record.number.0)?);
+            blocks.push(codes.mint_block(HoldKey { sale: records.sale, number: record.number }).to_vec());
+            users.push(std::str::from_utf8(record.user).unwrap_or_default());
+            items.push(std::str::from_utf8(record.item).unwrap_or_default());
+            moments.push(Moment::of(record.at_ms));
+        }
+        self.run(async move |wire| {
+            // Once for each fact: after an error the same call is repeated.
+            const KEEP: &str = "INSERT INTO ledger_misfits \
+                (sale_id, reason, kind, hold, code, user_id, item_id, created_at) \
+                SELECT $1, $2, * FROM unnest($3::text[], $4::bigint[], $5::bytea[], $6::text[], $7::text[], \
+                $8::timestamptz[]) ON CONFLICT DO NOTHING";
+            wire.client.execute(KEEP, &[&sale, &reason, &kinds, &holds, &blocks, &users, &items, &moments]).await?;
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,293 @@
+//! The keeper's view of the ledger in Postgres: sales, holds, the key and the numbers of instances.
+//!
+//! Owns the work session; the locks' sessions are used by the fence beside it. Refuses to know what a rebuild does with
+//! the rows.
+
+use super::connect::ConnectSettings;
+use super::copy::{Rows, micros, unix_ms};
+use super::link::Link;
+use super::session::{Failure, Session, Wire};
+use super::{READ_LIMIT, SCHEMA_CLASS, WORK_LIMIT};
+use crate::code::{Codes, KEY_BYTES};
+use crate::domain::{HoldNumber, Id, SaleId, Terms};
+use crate::ledger::{HoldRow, Ledger, LedgerError, SaleRow};
+use bytes::BytesMut;
+use futures_util::StreamExt;
+use std::error::Error;
+use std::pin::pin;
+use std::time::Duration;
+use tokio_postgres::Row;
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
+
+/// How long the next row of a long answer may take.
+const ROW_LIMIT: Duration = Duration::from_secs(10);
+
+/// `Ledger` and `Fence` over Postgres. Makes no connection before the first call, and the schema on the first one.
+///
+/// A call takes at most the time to connect (3 s a host by default) and 5 s for each statement; [`Ledger::holds`] at
+/// most 60 s in all and 10 s for the next row. After an error the next call connects anew.
+pub struct PostgresLedger {
+    pub(super) settings: ConnectSettings,
+    pub(super) work: Link,
+    /// The session that holds the shared lock of the epoch.
+    pub(super) member: Option<Session>,
+    /// The session that holds the openers' lock.
+    pub(super) opener: Option<Session>,
+    pub(super) rows: Rows,
+    pub(super) codes: Option<Codes>,
+    schema: bool,
+}
+
+impl PostgresLedger {
+    /// A ledger at `settings`.
+    pub fn new(settings: ConnectSettings) -> PostgresLedger {
+        PostgresLedger {
+            work: Link::new(settings.clone(), "keeper", WORK_LIMIT),
+            settings,
+            member: None,
+            opener: None,
+            rows: Rows::default(),
+            codes: None,
+            schema: false,
+        }
+    }
+
+    /// The codes that all instances share.
+    pub(super) fn codes(&mut self) -> Result<Codes, LedgerError> {
+        if let Some(codes) = &self.codes {
+            return Ok(codes.clone());
+        }
+        let codes = Codes::new(&self.code_key()?);
+        Ok(self.codes.insert(codes).clone())
+    }
+
+    /// Makes what is missing of the schema, once in the life of this ledger.
+    fn ready(&mut self) -> Result<(), LedgerError> {
+        if !self.schema {
+            self.work.run(async |wire| make_schema(wire).await)?;
+            self.schema = true;
+        }
+        Ok(())
+    }
+
+    /// Does `work` in the work session, with the schema there.
+    pub(super) fn run<T>(&mut self, work: impl AsyncFnOnce(&mut Wire) -> Result<T, Failure>) -> Result<T, LedgerError> {
+        self.ready()?;
+        Ok(self.work.run(work)?)
+    }
+}
+
+/// Makes the schema unless all of it is there: a role that may only read and write rows is enough from then on.
+async fn make_schema(wire: &mut Wire) -> Result<(), Failure> {
+    const MISSING: &str = "SELECT count(*) FROM unnest(ARRAY['sales', 'ledger_holds', 'ledger_purchases', \
+        'ledger_misfits', 'ledger_fence', 'ledger_code_key', 'instances', 'checkout_attempts', 'purchases']) AS name \
+        WHERE to_regclass(name) IS NULL";
+    let missing: i64 = wire.client.query_one(MISSING, &[]).await?.try_get(0)?;
+    if missing > 0 {
+        let schema = include_str!("../../../sql/postgres.sql");
+        let script = format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT pg_advisory_xact_lock({SCHEMA_CLASS}, 0); {schema}; COMMIT"
+        );
+        wire.client.batch_execute(&script).await?;
+    }
+    Ok(())
+}
+
+impl Ledger for PostgresLedger {
+    fn code_key(&mut self) -> Result<[u8; KEY_BYTES], LedgerError> {
+        // From the operating system: the codes are worth no more than this key is hard to guess.
+        let mut fresh = [0; KEY_BYTES];
+        let source = rustls::crypto::ring::default_provider().secure_random;
+        source.fill(&mut fresh).map_err(|_| LedgerError::Failed("the system gives no random bytes".into()))?;
+        self.run(async move |wire| {
+            // First the insert, then a look with a new snapshot: whoever was first has made the key of all.
+            const MAKE: &str = "INSERT INTO ledger_code_key (key) VALUES ($1) ON CONFLICT DO NOTHING";
+            wire.client.execute(MAKE, &[&fresh.as_slice()]).await?;
+            let row = wire.client.query_one("SELECT key FROM ledger_code_key", &[]).await?;
+            let key: &[u8] = row.try_get(0)?;
+            key.try_into().map_err(|_| Failure::refused("the key in ledger_code_key has not 16 bytes"))
+        })
+    }
+
+    fn new_instance(&mut self) -> Result<u64, LedgerError> {
+        self.run(async |wire| {
+            let row = wire.client.query_one("SELECT nextval('instances')", &[]).await?;
+            number(&row, 0)
+        })
+    }
+
+    fn sales(&mut self, now_ms: u64) -> Result<Vec<SaleRow>, LedgerError> {
+        self.run(async move |wire| {
+            let query = format!("SELECT {SALE} FROM sales WHERE ends_at > $1 ORDER BY starts_at, sale_id");
+            let rows = wire.client.query(&query, &[&Moment::of(now_ms)]).await?;
+            rows.iter().map(sale_row).collect()
+        })
+    }
+
+    fn plan(&mut self, terms: &Terms) -> Result<SaleRow, LedgerError> {
+        let terms = *terms;
+        self.run(async move |wire| {
+            const PLAN: &str = "INSERT INTO sales (sale_id, items, user_limit, hold_ms, starts_at, ends_at) \
+                VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
+            let sale = signed(terms.sale.0)?;
+            let (items, limit, hold) = (signed(terms.items)?, signed(terms.user_limit)?, signed(terms.hold_ms)?);
+            let (starts, ends) = (Moment::of(terms.starts_ms), Moment::of(terms.ends_ms));
+            wire.client.execute(PLAN, &[&sale, &items, &limit, &hold, &starts, &ends]).await?;
+            let query = format!("SELECT {SALE} FROM sales WHERE sale_id = $1");
+            sale_row(&wire.client.query_one(&query, &[&sale]).await?)
+        })
+    }
+
+    fn mark_opened(&mut self, sale: SaleId) -> Result<(), LedgerError> {
+        self.run(async move |wire| {
+            const MARK: &str = "UPDATE sales SET opened = true WHERE sale_id = $1";
+            match wire.client.execute(MARK, &[&signed(sale.0)?]).await? {
+                0 => Err(Failure::refused(format!("the sale {sale} is not planned"))),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    fn holds(&mut self, sale: SaleId, each: &mut dyn FnMut(HoldRow)) -> Result<(), LedgerError> {
+        self.ready()?;
+        let done = self.work.run_within(READ_LIMIT, async move |wire| {
+            let begin = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", READ_LIMIT.as_millis());
+            wire.client.batch_execute(&begin).await?;
+            let rows = wire.client.query_typed_raw(HOLDS_OF_SALE, [(signed(sale.0)?, Type::INT8)]).await?;
+            let mut rows = pin!(rows);
+            let mut malformed = 0u64;
+            loop {
+                let next = tokio::time::timeout(ROW_LIMIT, rows.next()).await;
+                match next.map_err(|_| Failure::refused(format!("no further row within {ROW_LIMIT:?}")))? {
+                    Some(row) => match hold_row(&row?) {
+                        Some(hold) => each(hold),
+                        None => malformed += 1,
+                    },
+                    None => break,
+                }
+            }
+            wire.client.batch_execute("COMMIT").await?;
+            Ok(malformed)
+        });
+        let malformed = done?;
+        if malformed > 0 {
+            tracing::error!(%sale, malformed, "holds in the ledger that this service cannot have written are left out");
+        }
+        Ok(())
+    }
+
+    fn counts(&mut self, sale: SaleId) -> Result<(u64, u64), LedgerError> {
+        self.run(async move |wire| {
+            const COUNT: &str = "SELECT (SELECT count(*) FROM ledger_holds WHERE sale_id = $1), \
+                (SELECT count(*) FROM ledger_purchases WHERE sale_id = $1)";
+            let row = wire.client.query_one(COUNT, &[&signed(sale.0)?]).await?;
+            Ok((number(&row, 0)?, number(&row, 1)?))
+        })
+    }
+}
+
+/// The columns that [`sale_row`] reads.
+const SALE: &str = "sale_id, items, user_limit, hold_ms, starts_at, ends_at, opened";
+
+/// A purchase's columns stand behind the hold's; either half may be null.
+const HOLDS_OF_SALE: &str = "\
+    SELECT hold, h.user_id, h.item_id, h.created_at, h.expires_at, p.user_id, p.item_id, p.created_at \
+    FROM (SELECT hold, user_id, item_id, created_at, expires_at FROM ledger_holds WHERE sale_id = $1) h \
+    FULL JOIN (SELECT hold, user_id, item_id, created_at FROM ledger_purchases WHERE sale_id = $1) p USING (hold) \
+    ORDER BY hold";
+
+/// The schema's checks keep malformed sales out, so one is an error and not left out: its items would vanish.
+fn sale_row(row: &Row) -> Result<SaleRow, Failure> {
+    let moment = |at| {
+        row.try_get::<_, Moment>(at)
+            .map_err(Failure::from)?
+            .unix()
+            .ok_or_else(|| Failure::refused("a sale's start or end is not a moment after 1970"))
+    };
+    Ok(SaleRow {
+        terms: Terms {
+            sale: SaleId(number(row, 0)?),
+            items: number(row, 1)?,
+            user_limit: number(row, 2)?,
+            hold_ms: number(row, 3)?,
+            starts_ms: moment(4)?,
+            ends_ms: moment(5)?,
+        },
+        opened: row.try_get(6)?,
+    })
+}
+
+/// `None` if the row is nothing that this service writes.
+fn hold_row(row: &Row) -> Option<HoldRow> {
+    let number = HoldNumber(u64::try_from(row.try_get::<_, i64>(0).ok()?).ok()?);
+    let id = |at| Id::from_bytes(row.try_get::<_, &str>(at).ok()?.as_bytes()).ok();
+    let moment = |at| row.try_get::<_, Option<Moment>>(at).ok();
+    let purchased_ms = match moment(7)? {
+        Some(at) => Some(at.unix()?),
+        None => None,
+    };
+    match moment(3)? {
+        Some(taken) => Some(HoldRow {
+            number,
+            user: id(1)?,
+            item: id(2)?,
+            taken_ms: taken.unix()?,
+            expires_ms: moment(4)??.unix()?,
+            purchased_ms,
+            has_checkout: true,
+        }),
+        None => Some(HoldRow {
+            number,
+            user: id(5)?,
+            item: id(6)?,
+            taken_ms: purchased_ms?,
+            expires_ms: 0,
+            purchased_ms,
+            has_checkout: false,
+        }),
+    }
+}
+
+/// A column that is never negative.
+pub(super) fn number(row: &Row, at: usize) -> Result<u64, Failure> {
+    let value: i64 = row.try_get(at)?;
+    u64::try_from(value).map_err(|_| Failure::refused(format!("a number in the ledger is negative: {value}")))
+}
+
+/// A number as Postgres keeps it.
+pub(super) fn signed(number: u64) -> Result<i64, Failure> {
+    i64::try_from(number).map_err(|_| Failure::refused(format!("{number} is beyond 63 bits")))
+}
+
+/// A `timestamptz`, in its own microseconds since 2000. The infinities pass, as the numbers that stand for them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment(i64);
+
+impl Moment {
+    /// Unix milliseconds as a moment.
+    pub fn of(unix_ms: u64) -> Moment {
+        Moment(micros(unix_ms))
+    }
+
+    fn unix(self) -> Option<u64> {
+        unix_ms(self.0)
+    }
+}
+
+impl<'a> FromSql<'a> for Moment {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Moment, Box<dyn Error + Sync + Send>> {
+        Ok(Moment(i64::from_be_bytes(raw.try_into()?)))
+    }
+
+    accepts!(TIMESTAMPTZ);
+}
+
+impl ToSql for Moment {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        out.extend_from_slice(&self.0.to_be_bytes());
+        Ok(IsNull::No)
+    }
+
+    accepts!(TIMESTAMPTZ);
+    to_sql_checked!();
+}

@@ -1,0 +1,76 @@
+//! A session that is made anew after an error.
+//!
+//! Owns reconnecting, the end of the process that a lost session left behind, and the one warning per outage.
+//! Refuses to know what is asked of the session.
+
+use super::connect::ConnectSettings;
+use super::session::{Backend, Failure, Session, Wire};
+use std::time::Duration;
+
+/// A place for one session.
+pub(super) struct Link {
+    settings: ConnectSettings,
+    /// Who uses it, for the log.
+    role: &'static str,
+    limit: Duration,
+    session: Option<Session>,
+    /// The process of a session that was dropped in the middle of something. It may hold rows that were not committed.
+    left: Option<Backend>,
+    down: bool,
+}
+
+impl Link {
+    /// No session yet; each statement of the later ones may take `limit`.
+    pub fn new(settings: ConnectSettings, role: &'static str, limit: Duration) -> Link {
+        Link { settings, role, limit, session: None, left: None, down: false }
+    }
+
+    /// Does `work` in the session, opening one first if there is none. Any error but `Stale` costs the session.
+    pub fn run<T>(&mut self, work: impl AsyncFnOnce(&mut Wire) -> Result<T, Failure>) -> Result<T, Failure> {
+        self.run_within(self.limit, work)
+    }
+
+    /// [`Link::run`] with a time limit of its own.
+    pub fn run_within<T>(
+        &mut self,
+        limit: Duration,
+        work: impl AsyncFnOnce(&mut Wire) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let done = match self.session() {
+            Ok(session) => session.run_within(limit, work),
+            Err(failure) => Err(failure),
+        };
+        if let Err(Failure::Broken { .. }) = &done {
+            self.left = self.session.take().map(|session| session.backend()).or(self.left);
+        }
+        self.tell(&done);
+        done
+    }
+
+    fn session(&mut self) -> Result<&mut Session, Failure> {
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => Session::open(&self.settings, self.limit)?,
+        };
+        if let Some(left) = self.left {
+            session.end(left)?;
+            self.left = None;
+        }
+        Ok(self.session.insert(session))
+    }
+
+    /// Speaks when an outage begins and when it ends, not for every attempt between.
+    fn tell<T>(&mut self, done: &Result<T, Failure>) {
+        match done {
+            Err(Failure::Broken { text, .. }) if !self.down => {
+                self.down = true;
+                tracing::warn!(role = self.role, why = %text, "postgres does not answer as it should");
+            }
+            Ok(_) | Err(Failure::Stale(_)) if self.down => {
+                self.down = false;
+                tracing::info!(role = self.role, "postgres answers again");
+            }
+            _ => {}
+        }
+    }
+}

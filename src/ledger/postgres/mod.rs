@@ -1,0 +1,82 @@
+//! The ledger in Postgres, 12 or later.
+//!
+//! Owns the tables of `sql/postgres.sql` and three kinds of advisory locks: the schema's, the openers', and one per
+//! epoch. Advisory locks belong to a database, so a database serves one deployment; and they belong to sessions, so
+//! a pooler that shares sessions between transactions must not stand in between.
+//!
+//! Invariants: rows are written only in a transaction that holds the shared lock of its epoch and has seen that epoch
+//! in force; a call ends within its time limit even if Postgres hangs, because each session runs under a deadline of
+//! its own ([`PostgresLedger`] names them). A call that ran into it may still have taken effect.
+//! Refuses to know Redis, and when an epoch is to be raised.
+
+mod append;
+mod connect;
+mod copy;
+mod dsn;
+mod fence;
+mod ledger;
+mod link;
+mod session;
+mod tls;
+mod write;
+
+pub use append::PostgresAppend;
+pub use connect::{ConnectSettings, parse_dsn};
+pub use ledger::PostgresLedger;
+
+use session::Failure;
+use std::error::Error;
+use std::time::Duration;
+
+/// How long a statement of the keeper's may take.
+const WORK_LIMIT: Duration = Duration::from_secs(4);
+/// How long writing a batch may take: a disk that is busy with a checkpoint is slow, not gone.
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
+/// How long reading all holds of a sale may take.
+const READ_LIMIT: Duration = Duration::from_secs(60);
+
+// The first key of our advisory locks: arbitrary, but never to change, or two versions would not exclude each other.
+/// The schema's lock.
+const SCHEMA_CLASS: i32 = 0x6673_0001;
+/// The locks of the epochs; the second key is the epoch.
+const EPOCH_CLASS: i32 = 0x6673_0002;
+/// The openers' lock.
+const OPENERS_CLASS: i32 = 0x6673_0003;
+
+/// The second key of an epoch's lock.
+fn epoch_key(epoch: u64) -> Result<i32, Failure> {
+    i32::try_from(epoch).map_err(|_| Failure::refused(format!("the epoch {epoch} is beyond 31 bits")))
+}
+
+/// What an error of the driver's says, causes and SQLSTATE included, in one line.
+fn one_line(error: &tokio_postgres::Error) -> String {
+    let text = match error.as_db_error() {
+        Some(db) => {
+            let detail = db.detail().map(|detail| format!(" ({detail})")).unwrap_or_default();
+            format!("{}: {}{detail} [SQLSTATE {}]", db.severity(), db.message(), db.code().code())
+        }
+        None => {
+            let mut text = error.to_string();
+            let mut cause = error.source();
+            while let Some(inner) = cause {
+                text = format!("{text}: {inner}");
+                cause = inner.source();
+            }
+            text
+        }
+    };
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::code::MAX_INSTANCE;
+
+    #[test]
+    fn the_schema_and_the_code_agree_on_the_instances() {
+        let schema = include_str!("../../../sql/postgres.sql");
+        assert!(schema.contains(&format!("MINVALUE 1 MAXVALUE {MAX_INSTANCE} NO CYCLE")));
+        assert!(schema.contains(&format!("number BETWEEN 1 AND {}", i32::MAX)));
+        assert!(schema.contains(&format!("octet_length(key) = {}", crate::code::KEY_BYTES)));
+    }
+}

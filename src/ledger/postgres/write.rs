@@ -1,0 +1,110 @@
+//! The transactions that write rows under the fence.
+//!
+//! Owns their order: shared lock of the epoch, a look at the epoch, rows, commit. Since whoever raises the epoch waits
+//! for that lock, a transaction that saw its epoch in force commits before anybody rebuilds. Refuses to know
+//! connections and retries.
+
+use super::copy::{HOLDS, PURCHASES, Rows, Table};
+use super::session::{Failure, Wire};
+use super::{EPOCH_CLASS, epoch_key};
+use bytes::Bytes;
+use futures_util::SinkExt;
+use std::pin::pin;
+use tokio_postgres::{Client, SimpleQueryMessage, Statement};
+
+/// How much of a stream is handed to the driver at once; it copies each piece into a buffer that it keeps.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// Writes `rows` as they are: a row that is there already is a unique violation. Nothing is written unless all of
+/// `epochs` are the one in force.
+pub(super) async fn plain(wire: &mut Wire, epochs: &[u64], rows: &Rows) -> Result<(), Failure> {
+    begin(&wire.client, epochs).await?;
+    let (holds, purchases) = copies(wire).await?;
+    copy(&wire.client, &holds, &rows.holds).await?;
+    copy(&wire.client, &purchases, &rows.purchases).await?;
+    wire.client.batch_execute("COMMIT").await?;
+    Ok(())
+}
+
+/// Writes of `rows` what is not there yet and returns how many that were. Otherwise as [`plain`], at more cost.
+pub(super) async fn staged(wire: &mut Wire, epochs: &[u64], rows: &Rows) -> Result<u64, Failure> {
+    begin(&wire.client, epochs).await?;
+    let mut new = 0;
+    for (table, columns, rows) in
+        [("ledger_holds", HOLDS, &rows.holds), ("ledger_purchases", PURCHASES, &rows.purchases)]
+    {
+        if rows.rows == 0 {
+            continue;
+        }
+        let stage = format!("CREATE TEMPORARY TABLE flashsale_stage_{table} (LIKE {table}) ON COMMIT DROP");
+        wire.client.batch_execute(&stage).await?;
+        let into = format!("COPY flashsale_stage_{table} ({columns}) FROM STDIN (FORMAT binary)");
+        let into = wire.client.prepare(&into).await?;
+        copy(&wire.client, &into, rows).await?;
+        // In the order of the key, so that two such transactions cannot wait for each other.
+        let insert = format!(
+            "INSERT INTO {table} ({columns}) SELECT {columns} FROM flashsale_stage_{table} \
+             ORDER BY sale_id, hold ON CONFLICT DO NOTHING"
+        );
+        new += wire.client.execute(&insert, &[]).await?;
+    }
+    wire.client.batch_execute("COMMIT").await?;
+    Ok(new)
+}
+
+/// Begins a transaction that holds the shared lock of the first of `epochs` and has seen that all are in force. One
+/// round trip, yet statements of their own: the epoch is read with a snapshot taken after the lock.
+async fn begin(client: &Client, epochs: &[u64]) -> Result<(), Failure> {
+    let Some(first) = epochs.first() else { return Err(Failure::refused("no epoch to write under")) };
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
+         SELECT pg_advisory_xact_lock_shared({EPOCH_CLASS}, {}); SELECT number FROM ledger_fence",
+        epoch_key(*first)?
+    );
+    let answers = client.simple_query(&begin).await?;
+    let number = answers.iter().rev().find_map(|answer| match answer {
+        SimpleQueryMessage::Row(row) => row.get(0).and_then(|text| text.parse::<u64>().ok()),
+        _ => None,
+    });
+    let current = number.ok_or_else(|| Failure::refused("the row of ledger_fence is missing"))?;
+    if epochs.iter().any(|epoch| *epoch != current) {
+        client.batch_execute("ROLLBACK").await?;
+        return Err(Failure::Stale(current));
+    }
+    Ok(())
+}
+
+/// The COPY statements of both tables, prepared once in a session.
+async fn copies(wire: &mut Wire) -> Result<(Statement, Statement), Failure> {
+    if let Some(known) = &wire.copies {
+        return Ok(known.clone());
+    }
+    let holds = wire.client.prepare(&format!("COPY ledger_holds ({HOLDS}) FROM STDIN (FORMAT binary)")).await?;
+    let purchases = format!("COPY ledger_purchases ({PURCHASES}) FROM STDIN (FORMAT binary)");
+    let prepared = (holds, wire.client.prepare(&purchases).await?);
+    wire.copies = Some(prepared.clone());
+    Ok(prepared)
+}
+
+/// Sends one table's stream.
+async fn copy(client: &Client, into: &Statement, table: &Table) -> Result<(), Failure> {
+    if table.rows == 0 {
+        return Ok(());
+    }
+    let mut sink = pin!(client.copy_in::<_, Bytes>(into).await?);
+    let mut rest = table.bytes.clone();
+    let mut sent = Ok(());
+    while !rest.is_empty() && sent.is_ok() {
+        sent = sink.feed(rest.split_to(rest.len().min(PIECE_BYTES))).await;
+    }
+    // Where Postgres refuses in the midst of the stream, sending fails with less to say than finishing does.
+    let rows = match sink.as_mut().finish().await {
+        Ok(rows) => rows,
+        Err(refused) => return Err(refused.into()),
+    };
+    sent?;
+    if rows != table.rows {
+        return Err(Failure::refused(format!("postgres took {rows} rows of {}", table.rows)));
+    }
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! Starting and stopping.
+
+use crossbeam_channel::{Receiver, Sender};
+use flashsale::catalog::Catalog;
+use flashsale::code::Codes;
+use flashsale::config::{Backends, Config, PurchaseAck};
+use flashsale::core::{Bell, Cores, Ticker};
+use flashsale::http::server::{self, Server};
+use flashsale::inventory::embedded::{self, EmbeddedInventory};
+use flashsale::inventory::redis::{RedisInventory, Shared};
+use flashsale::inventory::{Gate, Inventory, View};
+use flashsale::keeper;
+use flashsale::ledger::postgres::{PostgresAppend, PostgresLedger, parse_dsn};
+use flashsale::ledger::sqlite::SqliteLedger;
+use flashsale::ledger::writer::{OnFailure, Writer};
+use flashsale::ledger::{Append, Ledger};
+use flashsale::record::{self, CHANNEL_MESSAGES, Counters, Inbox, Mailbox, Message, Recorder};
+use flashsale::redis::target::Target;
+use flashsale::service::Shop;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The cores' tick: the grain of all time limits.
+const TICK: Duration = Duration::from_millis(50);
+/// How long an answer may take that waits for the ledger. A disk may be slow for seconds.
+const LEDGER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long open connections get for the answers that they wait for, once the process is to end.
+const DRAIN: Duration = Duration::from_secs(3);
+/// How long the process takes to end, at most.
+const END: Duration = Duration::from_millis(9_500);
+/// Suspicions that wait for the keeper: one is enough.
+const SUSPICIONS: usize = 16;
+
+/// What was started, for stopping it.
+struct Running {
+    inventory: Arc<dyn Inventory>,
+    codes: Codes,
+    patience: Duration,
+    recorder: Arc<Recorder>,
+    writer: JoinHandle<()>,
+    keeper: JoinHandle<()>,
+    stop_keeper: Sender<()>,
+    what: String,
+}
+
+/// Runs until SIGTERM or SIGINT. `Err` is why it could not start, in a line.
+pub fn run(config: Config) -> Result<ExitCode, String> {
+    // Logging never blocks a core: a thread of its own writes, and what it cannot keep up with is dropped.
+    let (log, _flush) = tracing_appender::non_blocking(std::io::stderr());
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log).map_err(|e| format!("LOG: {e}"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(log).with_ansi(false).init();
+
+    let signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT]);
+    let signals = signals.map_err(|e| format!("signals: {e}"))?;
+    let catalog = match &config.catalog_file {
+        None => Catalog::generated(""),
+        Some(path) => Catalog::from_file(path).map_err(|e| format!("CATALOG_FILE: {e}"))?,
+    };
+    let listener = listen(config.address)?;
+    let cores = Cores::start(config.workers).map_err(|e| format!("WORKERS: {e}"))?;
+    let mailboxes = mailboxes(cores).map_err(|e| format!("starting: {e}"))?;
+    let running = match config.backends {
+        Backends::Embedded { ref data_dir } => start_embedded(&config, data_dir, cores, &mailboxes)?,
+        Backends::Distributed { ref redis, ref postgres_dsn } => {
+            start_distributed(&config, redis.clone(), postgres_dsn, cores, &mailboxes)?
+        }
+    };
+    let shop = Shop::new(running.inventory.clone(), running.codes.clone(), catalog, running.patience);
+    let shop = Arc::new(shop);
+    let server = Server::start(cores, listener, shop.clone(), config.max_connections);
+    let server = Arc::new(server.map_err(|e| format!("SERVER_PORT: {e}"))?);
+    start_ticks(cores, &server, &running.inventory).map_err(|e| format!("starting: {e}"))?;
+    start_mail(cores, mailboxes, &running.inventory).map_err(|e| format!("starting: {e}"))?;
+    announce(&config, &running, server.address());
+    wait_for_signal(signals);
+    Ok(stop(cores, running, &shop, &server))
+}
+
+fn listen(address: SocketAddr) -> Result<OwnedFd, String> {
+    server::bind(address).map_err(|e| format!("SERVER_PORT, BIND_ADDR: cannot listen on {address}: {e}"))
+}
+
+fn mailboxes(cores: Cores) -> std::io::Result<Arc<Vec<Mailbox>>> {
+    cores.all().map(|core| Bell::new(cores, core).map(Mailbox::new)).collect::<Result<_, _>>().map(Arc::new)
+}
+
+fn start_writer<A: Append + 'static>(
+    inbox: Inbox,
+    ledger: A,
+    mailboxes: &Arc<Vec<Mailbox>>,
+    on_failure: OnFailure,
+) -> Result<(JoinHandle<()>, Receiver<Box<record::Handoff>>), String> {
+    // What is in it came out of the bounded channel to the writer, which waits for the same servers as the keeper.
+    let (stale, from_writer) = crossbeam_channel::unbounded();
+    let writer = Writer { inbox, ledger, mailboxes: mailboxes.clone(), on_failure, stale };
+    Ok((writer.start().map_err(|e| format!("starting the ledger's writer: {e}"))?, from_writer))
+}
+
+fn gate() -> Gate {
+    Arc::new(arc_swap::ArcSwap::from_pointee(View::closed()))
+}
+
+fn spawn_keeper(work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, String> {
+    std::thread::Builder::new().name("keeper".into()).spawn(work).map_err(|e| format!("starting the keeper: {e}"))
+}
+
+fn start_embedded(
+    config: &Config,
+    data_dir: &Path,
+    cores: Cores,
+    mailboxes: &Arc<Vec<Mailbox>>,
+) -> Result<Running, String> {
+    let mut ledger = SqliteLedger::open(data_dir).map_err(|e| e.to_string())?;
+    let failed = |e: flashsale::ledger::LedgerError| format!("DATA_DIR: {}: {e}", data_dir.display());
+    let codes = Codes::new(&ledger.code_key().map_err(failed)?);
+    let instance = ledger.new_instance().map_err(failed)?;
+    let appender = ledger.appender(codes.clone()).map_err(failed)?;
+    let (recorder, inbox) = record::channel(CHANNEL_MESSAGES);
+    let recorder = Arc::new(recorder);
+    let (writer, _) = start_writer(inbox, appender, mailboxes, OnFailure::GiveBack)?;
+    let (sales, gate) = (embedded::Sales::default(), gate());
+    let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, sales.clone(), gate.clone());
+    let keeper = keeper.map_err(failed)?;
+    let parts = embedded::Parts { sales, gate, instance, recorder: recorder.clone() };
+    let inventory = EmbeddedInventory::start(cores, parts).map_err(|e| format!("starting: {e}"))?;
+    let (stop_keeper, stop) = crossbeam_channel::bounded(1);
+    Ok(Running {
+        inventory,
+        codes,
+        patience: LEDGER_PATIENCE,
+        recorder,
+        writer,
+        keeper: spawn_keeper(move || keeper.run(&stop))?,
+        stop_keeper,
+        what: format!("embedded, with its ledger in {}", data_dir.display()),
+    })
+}
+
+fn start_distributed(
+    config: &Config,
+    target: Arc<Target>,
+    postgres_dsn: &str,
+    cores: Cores,
+    mailboxes: &Arc<Vec<Mailbox>>,
+) -> Result<Running, String> {
+    let settings = parse_dsn(postgres_dsn).map_err(|e| format!("POSTGRES_DSN: {e}"))?;
+    let where_ledger = settings.describe();
+    let failed = |e: flashsale::ledger::LedgerError| format!("POSTGRES_DSN: {e}");
+    target.resolve().map_err(|e| format!("REDIS_ADDR: {e}"))?;
+    let mut ledger = PostgresLedger::new(settings.clone());
+    let codes = Codes::new(&ledger.code_key().map_err(failed)?);
+    let instance = ledger.new_instance().map_err(failed)?;
+    let (recorder, inbox) = record::channel(CHANNEL_MESSAGES);
+    let recorder = Arc::new(recorder);
+    let appender = PostgresAppend::new(settings, codes.clone());
+    let (writer, stale) = start_writer(inbox, appender, mailboxes, OnFailure::Retry)?;
+    let (gate, ack_by_ledger) = (gate(), config.purchase_ack == PurchaseAck::Ledger);
+    let (suspicions, heard) = crossbeam_channel::bounded(SUSPICIONS);
+    let keeper = keeper::distributed::Keeper::start(keeper::distributed::Parts {
+        ledger: Box::new(ledger),
+        store: keeper::store::Store::new(target.clone(), config.redis_timeout.min(Duration::from_secs(2))),
+        settings: config.sale,
+        gate: gate.clone(),
+        suspicions: heard,
+        stale,
+        writer: recorder.sender().clone(),
+    })?;
+    let shared = Shared {
+        gate,
+        instance,
+        recorder: recorder.clone(),
+        ack_by_ledger,
+        timeout: config.redis_timeout,
+        suspicions,
+        counter: AtomicU64::new(0),
+    };
+    let inventory = RedisInventory::start(cores, &target, shared).map_err(|e| format!("starting: {e}"))?;
+    let inventory: Arc<dyn Inventory> = Arc::new(inventory);
+    let (stop_keeper, stop) = crossbeam_channel::bounded(1);
+    let kept = inventory.clone();
+    Ok(Running {
+        inventory,
+        codes,
+        patience: if ack_by_ledger { config.redis_timeout + LEDGER_PATIENCE } else { config.redis_timeout },
+        recorder,
+        writer,
+        keeper: spawn_keeper(move || keeper.run(kept, cores.count(), &stop))?,
+        stop_keeper,
+        what: format!("Redis at {}, ledger in {where_ledger}", target.name),
+    })
+}
+
+fn start_ticks(
+    cores: Cores,
+    server: &Arc<Server<Shop>>,
+    inventory: &Arc<dyn Inventory>,
+) -> std::io::Result<()> {
+    for core in cores.all() {
+        let (ticker, server, inventory) = (Ticker::new(cores, core, TICK)?, server.clone(), inventory.clone());
+        cores.spawn(core, move || {
+            loop {
+                ticker.wait();
+                server.tick(core);
+                inventory.tick(core);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Brings what the ledger has written back to the core that decided it.
+fn start_mail(
+    cores: Cores,
+    mailboxes: Arc<Vec<Mailbox>>,
+    inventory: &Arc<dyn Inventory>,
+) -> std::io::Result<()> {
+    for core in cores.all() {
+        let (mailboxes, inventory) = (mailboxes.clone(), inventory.clone());
+        cores.spawn(core, move || {
+            let Some(mailbox) = mailboxes.get(core) else { return };
+            loop {
+                mailbox.bell().wait();
+                while let Some((handoff, ok)) = mailbox.take() {
+                    inventory.written(core, handoff, ok);
+                }
+            }
+        })?;
+    }
+    Ok(())
+}
+
+fn announce(config: &Config, running: &Running, address: SocketAddr) {
+    let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
+    tracing::info!(
+        "selling on {address} with {} workers: {}. Try: curl -X POST 'http://{host}:{}/checkout?user_id=me&id=1'",
+        config.workers,
+        running.what,
+        address.port(),
+    );
+}
+
+fn wait_for_signal(mut signals: signal_hook::iterator::Signals) {
+    if let Some(signal) = signals.forever().next() {
+        let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+        tracing::info!("{name}: stopping");
+    }
+    // A second one ends the process at once, as one expects of Ctrl-C.
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            std::process::exit(1);
+        }
+    });
+}
+
+/// Stops in order: no new connections, answers in flight, the keeper, the ledger.
+fn stop(cores: Cores, running: Running, shop: &Shop, server: &Server<Shop>) -> ExitCode {
+    let begun = Instant::now();
+    server.drain();
+    while server.connections() > 0 && begun.elapsed() < DRAIN {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Whoever is still connected gets no new decision; those under way are still handed over.
+    shop.close();
+    let undecided = || cores.all().map(|core| running.inventory.undecided(core)).sum::<usize>();
+    while undecided() > 0 && begun.elapsed() < DRAIN * 2 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = running.stop_keeper.send(());
+    let left = || END.saturating_sub(begun.elapsed());
+    let _ = running.recorder.sender().send_timeout(Message::Finish, left());
+    while !(running.writer.is_finished() && running.keeper.is_finished()) && !left().is_zero() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    report(running.recorder.counters(), begun)
+}
+
+fn report(counters: &Counters, begun: Instant) -> ExitCode {
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let written = count(&counters.written);
+    let missing = count(&counters.handed).saturating_sub(written);
+    let took = begun.elapsed();
+    if missing == 0 {
+        tracing::info!("stopped after {took:.1?}; all {written} records are in the ledger");
+        return ExitCode::SUCCESS;
+    }
+    tracing::error!("stopped after {took:.1?}; {missing} records are not in the ledger: reconciliation has to write them");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,127 @@
+//! The locks and the epoch, as several instances see them.
+
+use super::server::Database;
+use super::{batch, eventually};
+use flashsale::domain::RecordKind::Hold;
+use flashsale::ledger::{Append, Fence, LedgerError};
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_millis(100);
+
+#[test]
+fn one_raises_and_all_see_it() {
+    let database = Database::new();
+    let (mut one, mut two) = (database.ledger(), database.ledger());
+    one.set_identity(1, "run a").unwrap();
+    assert_eq!(two.epoch().unwrap().identity, "run a");
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let both: Vec<_> = [&mut one, &mut two].map(|ledger| scope.spawn(|| ledger.raise(1))).into_iter().collect();
+        both.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(results.iter().filter(|result| matches!(result, Ok(2))).count(), 1);
+    assert_eq!(results.iter().filter(|r| matches!(r, Err(LedgerError::Stale { current: 2 }))).count(), 1);
+    let epoch = one.epoch().unwrap();
+    assert_eq!((epoch.number, epoch.identity.as_str()), (2, ""));
+    assert!(one.join(1 << 31).unwrap_err().to_string().contains("beyond 31 bits"));
+}
+
+#[test]
+fn draining_waits_for_members() {
+    let database = Database::new();
+    let (mut one, mut two, mut three) = (database.ledger(), database.ledger(), database.ledger());
+    assert!(!one.is_member());
+    one.join(1).unwrap();
+    two.join(1).unwrap();
+    assert!(one.is_member() && two.is_member());
+    assert!(!three.drain(1, SOON).unwrap());
+    assert!(three.drain(2, SOON).unwrap());
+    one.leave().unwrap();
+    assert!(!one.is_member());
+    assert!(!three.drain(1, SOON).unwrap());
+    // Joining another epoch lets go of the first.
+    two.join(2).unwrap();
+    assert!(three.drain(1, SOON).unwrap());
+    assert!(!three.drain(2, SOON).unwrap());
+    // A dead instance's lock goes with its session.
+    drop(two);
+    assert!(three.drain(2, Duration::from_secs(5)).unwrap());
+    one.join(2).unwrap();
+    let ends = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = 2
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    database.client().execute(ends, &[]).unwrap();
+    eventually("the member notices", || !one.is_member());
+    assert!(three.drain(2, SOON).unwrap());
+}
+
+#[test]
+fn draining_does_not_stop_the_writers() {
+    let database = Database::new();
+    let (mut append, mut member) = (database.append(), database.ledger());
+    member.join(1).unwrap();
+    append.append(&[&batch(1, Hold, [0])]).unwrap();
+    std::thread::scope(|scope| {
+        let drainer = scope.spawn(|| database.ledger().drain(1, Duration::from_secs(4)).unwrap());
+        let began = Instant::now();
+        for number in 1..100 {
+            append.append(&[&batch(1, Hold, [number])]).unwrap();
+        }
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        member.leave().unwrap();
+        assert!(drainer.join().unwrap());
+    });
+}
+
+#[test]
+fn a_writers_transaction_is_waited_for() {
+    let database = Database::new();
+    let mut ledger = database.ledger();
+    drop(database.append());
+    let mut writer = database.client();
+    // What a writer's transaction begins with.
+    let mut transaction = writer.transaction().unwrap();
+    transaction.batch_execute(&format!("SELECT pg_advisory_xact_lock_shared({}, 1)", 0x6673_0002)).unwrap();
+    assert_eq!(ledger.raise(1).unwrap(), 2);
+    assert!(!ledger.drain(1, SOON).unwrap());
+    transaction.commit().unwrap();
+    assert!(ledger.drain(1, SOON).unwrap());
+}
+
+#[test]
+fn one_opens_at_a_time() {
+    let database = Database::new();
+    let (mut one, mut two) = (database.ledger(), database.ledger());
+    assert!(one.still_opening().is_err());
+    assert!(one.lock_opening(SOON).unwrap());
+    assert!(one.lock_opening(SOON).unwrap());
+    assert!(!two.lock_opening(Duration::ZERO).unwrap());
+    assert!(!two.lock_opening(SOON).unwrap());
+    one.still_opening().unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| two.lock_opening(Duration::from_secs(5)).unwrap());
+        one.unlock_opening();
+        assert!(waiting.join().unwrap());
+    });
+    assert!(one.still_opening().is_err());
+    assert!(!one.lock_opening(SOON).unwrap());
+    two.unlock_opening();
+    assert!(one.lock_opening(SOON).unwrap());
+}
+
+#[test]
+fn an_idle_opener_loses_the_lock() {
+    let database = Database::new();
+    let (mut one, mut two) = (database.ledger(), database.ledger());
+    assert!(one.lock_opening(SOON).unwrap());
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(4) {
+        // Whoever works keeps it.
+        one.still_opening().unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let began = Instant::now();
+    assert!(two.lock_opening(Duration::from_secs(8)).unwrap());
+    assert!(began.elapsed() > Duration::from_secs(2) && began.elapsed() < Duration::from_secs(6));
+    let why = one.still_opening().unwrap_err().to_string();
+    assert!(!why.contains('\n'), "{why}");
+    two.still_opening().unwrap();
+}
