@@ -49,7 +49,8 @@ fn connections(mode: Mode) {
             check(&mut client(), bytes.as_bytes(), statuses, closes);
         }
         let mut pipelined = client();
-        let order = ["a", "b", "c"].map(|user| format!("POST /checkout?user_id={user}&id=i HTTP/1.1\r\nHost: h\r\n\r\n"));
+        let order =
+            ["a", "b", "c"].map(|user| format!("POST /checkout?user_id={user}&id=i HTTP/1.1\r\nHost: h\r\n\r\n"));
         pipelined.send(format!("{}GET / HTTP/1.1\r\nHost: h\r\n\r\n{}", order.concat(), order[0]).as_bytes()).unwrap();
         let statuses: Vec<u16> = (0..5).map(|_| pipelined.receive().unwrap().status).collect();
         assert_eq!(statuses, [200, 200, 200, 404, 200], "answers come in the order of their requests");

@@ -3,7 +3,7 @@
 use super::clock;
 use super::http::{Client, checkout_target, encode};
 use super::process::{self, poll};
-use super::servers::{Mode, Postgres, Redis, Stack};
+use super::servers::{Mode, Redis, Stack};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};

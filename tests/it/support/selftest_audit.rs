@@ -132,15 +132,15 @@ fn rows_are_read_from_both_ledgers() {
     let sql = format!("{made} timestamptz 'epoch' + interval '1000.123 s' AS created_at; ");
     let sql = format!("{sql} CREATE TABLE checkout_attempts AS SELECT *, true AS used FROM purchases");
     stack.postgres().client().batch_execute(&sql).unwrap();
-    let embedded = Stack::new(Mode::Embedded);
-    let Ledger::Sqlite(path) = embedded.ledger() else { panic!("the embedded ledger is a file") };
-    let db = rusqlite::Connection::open(path).unwrap();
+    let dir = super::process::temp_dir();
+    let embedded = Ledger::Sqlite(dir.path().join("ledger.db"));
+    let db = rusqlite::Connection::open(dir.path().join("ledger.db")).unwrap();
     for time in ["'1970-01-01T00:16:40.123Z'", "1000.123"] {
         let sql = format!("{made} {time} AS created_at;");
         let sql = format!("{sql} CREATE TABLE checkout_attempts AS SELECT *, true AS used FROM purchases;");
         db.execute_batch(&format!("DROP TABLE IF EXISTS purchases; DROP TABLE IF EXISTS checkout_attempts; {sql}"))
             .unwrap();
-        for ledger in [stack.ledger(), embedded.ledger()] {
+        for ledger in [stack.ledger(), embedded.clone()] {
             let rows = ledger.rows();
             let (user, code, at_ms) = ("u".to_owned(), "ab".to_owned(), 1_000_123);
             let item = "i".to_owned();
