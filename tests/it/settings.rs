@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 /// All settings there are.
-const VARIABLES: [&str; 12] = [
+const VARIABLES: [&str; 16] = [
     "SERVER_PORT",
     "BIND_ADDR",
     "REDIS_ADDR",
@@ -20,6 +20,10 @@ const VARIABLES: [&str; 12] = [
     "WORKERS",
     "ADMIN_ADDR",
     "LOG",
+    "REDIS_TIMEOUT_MS",
+    "PURCHASE_ACK",
+    "MAX_CONNECTIONS",
+    "CATALOG_FILE",
 ];
 
 /// Starts what should not start; the last line of its stderr has to have each of `words`.
@@ -50,6 +54,10 @@ fn bad_values_are_named_in_one_line() {
         ("REDIS_ADDR", &["", "junk", "127.0.0.1", "127.0.0.1:x", "rediss://127.0.0.1:1", "redis://", "http://h:1"]),
         ("POSTGRES_DSN", &["", "junk", "host", "host=127.0.0.1 sslmode=maybe", "host=127.0.0.1 port=x"]),
         ("LOG", &["flashsale=loudly"]),
+        ("PURCHASE_ACK", &["", "always"]),
+        ("MAX_CONNECTIONS", &["0", "x", "1000000"]),
+        ("REDIS_TIMEOUT_MS", &["0", "x"]),
+        ("CATALOG_FILE", &["/nonexistent/catalog.json"]),
     ] {
         for value in values {
             let case = format!("{name}={value:?}");

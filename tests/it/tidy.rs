@@ -36,7 +36,8 @@ fn quoted_names(source: &str) -> BTreeSet<&str> {
             && word.starts_with(|c: char| c.is_ascii_uppercase())
             && word.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
     };
-    source.split('"').skip(1).step_by(2).filter(is_name).collect()
+    // Line by line, so that a lone quote does not turn the rest inside out.
+    source.lines().flat_map(|line| line.split('"').skip(1).step_by(2)).filter(is_name).collect()
 }
 
 /// The names in backticks in the first cells of a document's tables.
@@ -83,6 +84,7 @@ fn named_paths_exist() {
 
 #[test]
 fn documents_are_read_right() {
+    assert_eq!(quoted_names("'\"'\n\"WORKERS\""), BTreeSet::from(["WORKERS"]));
     assert_eq!(quoted_names(r#"a("SERVER_PORT") "x" "no" "A B" ("LOG", "8")"#), BTreeSet::from(["SERVER_PORT", "LOG"]));
     let table = "| variable | |\n|---|---|\n| `A_B`, `C` | `d` |\ntext `E`";
     assert_eq!(table_names(table), BTreeSet::from(["A_B", "C"]));
