@@ -1,2 +1,15 @@
-#[test]
-fn t() {}
+//! Black-box tests of the real binary: started by its settings, spoken to by HTTP, judged by its ledger's rows.
+//!
+//! One binary, so that all share one harness and one bound on what runs at once. The programs that they need are
+//! installed by `tests/run`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a panic is a failed test")]
+// Not every test needs every tool of the harness.
+#![allow(dead_code)]
+
+mod api;
+mod http_raw;
+mod lifecycle;
+mod sale;
+mod settings;
+mod support;
+mod tidy;

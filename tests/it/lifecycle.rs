@@ -1,0 +1,81 @@
+//! How an instance ends and comes back: what was answered stays true.
+
+use crate::support::audit::{self, Terms};
+use crate::support::clock;
+use crate::support::history::{History, Shopper, Told, load};
+use crate::support::process::poll;
+use crate::support::servers::{Mode, Stack};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+crate::on_stacks! { distributed: sigterm_under_load, sigint_under_load, idle_end, codes_outlive_a_restart }
+
+fn sigterm_under_load(mode: Mode) {
+    end_under_load(mode, |app| app.terminate());
+}
+
+fn sigint_under_load(mode: Mode) {
+    end_under_load(mode, |app| app.interrupt());
+}
+
+fn end_under_load(mode: Mode, end: impl FnOnce(&mut crate::support::app::App) -> i32) {
+    let stack = Stack::alone(mode);
+    let sale_seconds = clock::quiet_sale_seconds();
+    let terms = Terms { items: 1_000_000, user_limit: 1_000_000, sale_seconds, hold_seconds: 3600 };
+    let builder = stack
+        .app()
+        .env("SALE_ITEMS", terms.items)
+        .env("USER_LIMIT", terms.user_limit)
+        .env("SALE_SECONDS", sale_seconds)
+        .env("HOLD_SECONDS", terms.hold_seconds);
+    let mut app = builder.start();
+    let history = History::default();
+    let addr = app.addr();
+    let step = |shopper: &mut Shopper<'_>| {
+        // Each request has a name of its own, so that a row can be told from another's.
+        let user = format!("u{}-{}", shopper.number, shopper.round);
+        if let Told::Granted(code) = shopper.checkout(&user, "i") {
+            shopper.purchase(&code);
+        }
+        true
+    };
+    load(&[addr], 16, &history, step, |stop| {
+        poll("a server at work", Duration::from_secs(30), || (history.granted() > 3000).then_some(()));
+        let begun = Instant::now();
+        let code = end(&mut app);
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(code, 0, "{}", app.stderr());
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    });
+    let refused = history.words().into_iter().find(|word| !word.starts_with("lost: "));
+    assert_eq!(refused, None, "whoever is refused at the end is told 503, or nothing");
+    audit::check(&history, &stack.ledger(), &terms);
+}
+
+fn idle_end(mode: Mode) {
+    let stack = Stack::new(mode);
+    let mut app = stack.app().start();
+    // An open connection, even one with half a request on it, does not keep a server from ending.
+    let mut idle = app.client();
+    assert_eq!(idle.get("/").status, 404);
+    let mut half = app.client();
+    half.send(b"GET / HTTP/1.1\r\n").unwrap();
+    assert_eq!(app.terminate(), 0, "{}", app.stderr());
+    assert!(!app.stderr().contains("panicked"), "{}", app.stderr());
+}
+
+fn codes_outlive_a_restart(mode: Mode) {
+    let stack = Stack::new(mode);
+    let builder = stack.app().env("SALE_SECONDS", clock::quiet_sale_seconds()).env("SALE_ITEMS", 3);
+    let mut app = builder.env("HOLD_SECONDS", 3600).start();
+    let mut client = app.client();
+    let (held, bought) = (client.code("u", "i"), client.code("v", "j"));
+    assert_eq!(client.purchase(&bought).status, 200);
+    app.restart();
+    let mut client = app.client();
+    assert_eq!(client.purchase(&bought).error(), "already_purchased");
+    assert_eq!(client.purchase(&held).field("item_id"), "i");
+    let third = client.code("w", "k");
+    assert!(third != held && third != bought);
+    assert_eq!(client.checkout("x", "k").error(), "sold_out", "the stock is as it was");
+}

@@ -1,0 +1,111 @@
+//! Settings: a bad one stops the start with one line that names it, and every one is told of by `--help`.
+
+use crate::support::app::{App, Builder, run_with_args};
+use crate::support::process;
+use crate::support::servers::{Mode, Stack};
+use std::net::TcpListener;
+use std::time::Duration;
+
+/// All settings there are.
+const VARIABLES: [&str; 16] = [
+    "SERVER_PORT",
+    "BIND_ADDR",
+    "REDIS_ADDR",
+    "POSTGRES_DSN",
+    "DATA_DIR",
+    "SALE_ITEMS",
+    "USER_LIMIT",
+    "SALE_SECONDS",
+    "HOLD_SECONDS",
+    "WORKERS",
+    "ADMIN_ADDR",
+    "LOG",
+    "REDIS_TIMEOUT_MS",
+    "PURCHASE_ACK",
+    "MAX_CONNECTIONS",
+    "CATALOG_FILE",
+];
+
+/// Starts what should not start; the last line of its stderr has to have each of `words`.
+fn check(builder: &Builder, case: &str, words: &[&str]) -> String {
+    let failure = builder.run_to_failure();
+    assert!(failure.elapsed < Duration::from_secs(5), "{case}: {:?}", failure.elapsed);
+    assert!(failure.code > 0 && failure.code != 101, "{case}: {} {}", failure.code, failure.stderr);
+    assert!(!failure.stderr.contains("panicked"), "{case}: {}", failure.stderr);
+    let last = failure.stderr.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+    words.iter().for_each(|word| assert!(last.contains(word), "{case}: {word} is not in {:?}", failure.stderr));
+    failure.stderr
+}
+
+#[test]
+fn bad_values_are_named_in_one_line() {
+    let closed = process::local(process::free_port()).to_string();
+    let dsn = format!("host=127.0.0.1 port={} user=u dbname=d", process::free_port());
+    let base = App::builder().env("REDIS_ADDR", &closed).env("POSTGRES_DSN", &dsn);
+    for (name, values) in [
+        ("SERVER_PORT", &["abc", "70000", "-1", ""][..]),
+        ("WORKERS", &["0", "-1", "x"]),
+        ("SALE_ITEMS", &["0", "-1", "1.5", "99999999999999999999"]),
+        ("USER_LIMIT", &["0", "-1", "many"]),
+        ("SALE_SECONDS", &["0", "-5", "1h"]),
+        ("HOLD_SECONDS", &["0", "-5", "x"]),
+        ("BIND_ADDR", &["nowhere", "1.2.3", "127.0.0.1:80"]),
+        ("ADMIN_ADDR", &["8081", "nowhere", "127.0.0.1", "127.0.0.1:x"]),
+        ("REDIS_ADDR", &["", "junk", "127.0.0.1", "127.0.0.1:x", "rediss://127.0.0.1:1", "redis://", "http://h:1"]),
+        ("POSTGRES_DSN", &["", "junk", "host", "host=127.0.0.1 sslmode=maybe", "host=127.0.0.1 port=x"]),
+        ("LOG", &["flashsale=loudly"]),
+        ("PURCHASE_ACK", &["", "always"]),
+        ("MAX_CONNECTIONS", &["0", "x", "1000000"]),
+        ("REDIS_TIMEOUT_MS", &["0", "x"]),
+        ("CATALOG_FILE", &["/nonexistent/catalog.json"]),
+    ] {
+        for value in values {
+            let case = format!("{name}={value:?}");
+            let stderr = check(&base.clone().env(name, value), &case, &[name]);
+            assert_eq!(stderr.lines().filter(|line| !line.trim().is_empty()).count(), 1, "{case}: {stderr}");
+        }
+    }
+    check(&base.clone().without("POSTGRES_DSN"), "Redis alone", &["POSTGRES_DSN"]);
+    check(&base.without("REDIS_ADDR"), "Postgres alone", &["REDIS_ADDR"]);
+}
+
+#[test]
+fn servers_that_cannot_be_reached_are_named() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let closed = process::free_port();
+    let address = process::local(closed).to_string();
+    check(&stack.app().env("REDIS_ADDR", &address), "no Redis", &["REDIS_ADDR", &address]);
+    let dsn = format!("host=127.0.0.1 port={closed} user=postgres dbname=flashsale");
+    check(&stack.app().env("POSTGRES_DSN", dsn), "no Postgres", &["POSTGRES_DSN", &closed.to_string()]);
+    let dsn = format!("{} dbname=nosuch", stack.postgres().dsn());
+    check(&stack.app().env("POSTGRES_DSN", dsn), "no such database", &["POSTGRES_DSN", "nosuch"]);
+
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = taken.local_addr().unwrap().port();
+    check(&stack.app().env("SERVER_PORT", port), "a taken port", &["SERVER_PORT", &port.to_string()]);
+    check(&stack.app().env("ADMIN_ADDR", process::local(port)), "a taken port", &["ADMIN_ADDR", &port.to_string()]);
+}
+
+#[test]
+fn secrets_are_not_printed() {
+    let port = process::free_port();
+    let base = App::builder()
+        .env("REDIS_ADDR", format!("redis://shop:hunter2@127.0.0.1:{port}/0"))
+        .env("POSTGRES_DSN", format!("host=127.0.0.1 port={port} user=u password=hunter2 dbname=d"));
+    assert!(!check(&base, "closed ports", &[]).contains("hunter2"));
+    let bad = base.env("POSTGRES_DSN", "host=127.0.0.1 password=hunter2 port=x");
+    assert!(!check(&bad, "a bad DSN", &["POSTGRES_DSN"]).contains("hunter2"));
+}
+
+#[test]
+fn help_names_every_variable() {
+    let help = run_with_args(&["--help"]);
+    assert!(help.status.success());
+    let text = String::from_utf8(help.stdout).unwrap();
+    VARIABLES.into_iter().for_each(|name| assert!(text.contains(name), "{name} is not in:\n{text}"));
+    let version = run_with_args(&["--version"]);
+    assert!(version.status.success());
+    assert!(String::from_utf8(version.stdout).unwrap().contains(env!("CARGO_PKG_VERSION")));
+    let unknown = run_with_args(&["--no-such-flag"]);
+    assert!(!unknown.status.success() && unknown.stdout.is_empty());
+}

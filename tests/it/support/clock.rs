@@ -1,0 +1,36 @@
+//! Sales start at multiples of their length: lengths that keep the next edge away from a test, or bring it near.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// No test takes longer than this between its look at the clock and its last request.
+const QUIET_SECONDS: u64 = 300;
+
+/// Unix time in seconds.
+pub fn now() -> f64 {
+    since_epoch().as_secs_f64()
+}
+
+/// The sale that is on now, for a given length: its start in unix seconds.
+pub fn sale(sale_seconds: u64) -> u64 {
+    since_epoch().as_secs() / sale_seconds * sale_seconds
+}
+
+/// When the sale that is on now ends, in unix seconds.
+pub fn sale_end(sale_seconds: u64) -> u64 {
+    sale(sale_seconds) + sale_seconds
+}
+
+/// A length of about a day with which no sale ends in the next minutes.
+pub fn quiet_sale_seconds() -> u64 {
+    quiet_at(since_epoch().as_secs())
+}
+
+/// The same at a given moment.
+pub fn quiet_at(now: u64) -> u64 {
+    let quiet = |length: &u64| (QUIET_SECONDS..length - QUIET_SECONDS).contains(&(now % length));
+    (80_000..=86_400).rev().find(quiet).expect("some length has no edge now")
+}
+
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970")
+}

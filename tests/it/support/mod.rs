@@ -1,0 +1,14 @@
+//! What the tests stand on: servers, the instance, a client, a history and its judge.
+
+pub mod app;
+pub mod audit;
+pub mod clock;
+pub mod history;
+pub mod http;
+pub mod ledger;
+mod postgres_server;
+pub mod process;
+mod redis_server;
+mod selftest;
+mod selftest_audit;
+pub mod servers;
