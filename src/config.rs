@@ -211,7 +211,9 @@ fn check_descriptors(connections: usize) -> Result<(), String> {
     if enough && rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).is_ok() {
         return Ok(());
     }
-    Err(format!("MAX_CONNECTIONS: {connections} connections need {needed} open files, and the limit (ulimit -n) is lower"))
+    Err(format!(
+        "MAX_CONNECTIONS: {connections} connections need {needed} open files, and the limit (ulimit -n) is lower"
+    ))
 }
 
 /// Prints what clap has to say. An error is one line, and names the variable.

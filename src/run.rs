@@ -196,11 +196,7 @@ fn start_distributed(
     })
 }
 
-fn start_ticks(
-    cores: Cores,
-    server: &Arc<Server<Shop>>,
-    inventory: &Arc<dyn Inventory>,
-) -> std::io::Result<()> {
+fn start_ticks(cores: Cores, server: &Arc<Server<Shop>>, inventory: &Arc<dyn Inventory>) -> std::io::Result<()> {
     for core in cores.all() {
         let (ticker, server, inventory) = (Ticker::new(cores, core, TICK)?, server.clone(), inventory.clone());
         cores.spawn(core, move || {
@@ -215,11 +211,7 @@ fn start_ticks(
 }
 
 /// Brings what the ledger has written back to the core that decided it.
-fn start_mail(
-    cores: Cores,
-    mailboxes: Arc<Vec<Mailbox>>,
-    inventory: &Arc<dyn Inventory>,
-) -> std::io::Result<()> {
+fn start_mail(cores: Cores, mailboxes: Arc<Vec<Mailbox>>, inventory: &Arc<dyn Inventory>) -> std::io::Result<()> {
     for core in cores.all() {
         let (mailboxes, inventory) = (mailboxes.clone(), inventory.clone());
         cores.spawn(core, move || {
@@ -289,6 +281,8 @@ fn report(counters: &Counters, begun: Instant) -> ExitCode {
         tracing::info!("stopped after {took:.1?}; all {written} records are in the ledger");
         return ExitCode::SUCCESS;
     }
-    tracing::error!("stopped after {took:.1?}; {missing} records are not in the ledger: reconciliation has to write them");
+    tracing::error!(
+        "stopped after {took:.1?}; {missing} records are not in the ledger: reconciliation has to write them"
+    );
     ExitCode::FAILURE
 }

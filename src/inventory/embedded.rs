@@ -109,13 +109,7 @@ impl EmbeddedInventory {
     }
 
     /// Decides those of `batch` that are about `sale`, and leaves the others.
-    fn decide(
-        &self,
-        desk: &Desk,
-        sale: &Mutex<MemorySale>,
-        now_ms: u64,
-        batch: &mut Vec<Pending>,
-    ) {
+    fn decide(&self, desk: &Desk, sale: &Mutex<MemorySale>, now_ms: u64, batch: &mut Vec<Pending>) {
         let mut state = sale.lock();
         let (id, on) = (state.terms().sale, state.terms().is_on(now_ms));
         let mut handoff = self.parts.recorder.blank(desk.core, id, crate::ledger::sqlite::EPOCH);
@@ -129,10 +123,8 @@ impl EmbeddedInventory {
             };
             // Whatever reveals a record waits for it, also when it is another request's that is still on its way:
             // the writer writes in the order of handing over.
-            let reveals = matches!(
-                outcome,
-                Outcome::Held { .. } | Outcome::Purchased { .. } | Outcome::AlreadyPurchased { .. }
-            );
+            let reveals =
+                matches!(outcome, Outcome::Held { .. } | Outcome::Purchased { .. } | Outcome::AlreadyPurchased { .. });
             if reveals {
                 handoff.acks.push(Ack { waiter: pending.waiter.clone(), ticket: pending.ticket, outcome });
             } else {
@@ -170,7 +162,9 @@ impl EmbeddedInventory {
         };
         Some(match decision {
             Decision::Decided { outcome, record } => (outcome, record),
-            Decision::NotOn { now_ms } if now_ms >= state.terms().ends_ms && matches!(request, Request::Purchase { .. }) => {
+            Decision::NotOn { now_ms }
+                if now_ms >= state.terms().ends_ms && matches!(request, Request::Purchase { .. }) =>
+            {
                 (Outcome::InvalidCode, None)
             }
             Decision::NotOn { .. } | Decision::Duplicate => (Outcome::Unavailable, None),

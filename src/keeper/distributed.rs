@@ -221,7 +221,10 @@ impl Keeper {
         let rows = self.rows(now_ms)?;
         let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
         let unopened = self.epoch.identity.is_empty();
-        if unopened || !is_far_enough(&known, now_ms) || rows.iter().any(|row| !row.opened && row.terms.ends_ms > now_ms) {
+        if unopened
+            || !is_far_enough(&known, now_ms)
+            || rows.iter().any(|row| !row.opened && row.terms.ends_ms > now_ms)
+        {
             self.with_opening_lock(|keeper| keeper.open_ahead(now_ms))?;
             return self.publish();
         }

@@ -58,7 +58,9 @@ impl Keeper {
         match reply.split_once(' ') {
             Some(("K", marks)) => Ok(marks.to_owned()),
             // The sale has ended and its state is gone: the facts stand, there is nothing left to oversell.
-            _ if reply == "N" && !self.open.iter().any(|terms| terms.sale == late.sale) => Ok("F".repeat(records.len())),
+            _ if reply == "N" && !self.open.iter().any(|terms| terms.sale == late.sale) => {
+                Ok("F".repeat(records.len()))
+            }
             _ => Err(format!("sale {} cannot take late records now: Redis says {reply}", late.sale)),
         }
     }

@@ -149,7 +149,9 @@ impl Keeper {
                     expires_ms: known.expires_ms,
                 });
             }
-            self.ledger.keep_apart(&records, "no item was left when the sale was rebuilt").map_err(|e| e.to_string())?;
+            self.ledger
+                .keep_apart(&records, "no item was left when the sale was rebuilt")
+                .map_err(|e| e.to_string())?;
         }
         let ledger = &mut self.ledger;
         self.store.build(terms, epoch, &rebuilt, &mut || ledger.still_opening().map_err(|e| e.to_string()))

@@ -219,11 +219,7 @@ impl Socket {
     }
 
     /// Receives what `events` announce and gives each whole reply to `each`.
-    fn receive(
-        &mut self,
-        events: usize,
-        mut each: impl FnMut(Reply<'_>) -> Result<(), String>,
-    ) -> Result<(), String> {
+    fn receive(&mut self, events: usize, mut each: impl FnMut(Reply<'_>) -> Result<(), String>) -> Result<(), String> {
         if events & (READABLE | ENDED) == 0 {
             return Ok(());
         }

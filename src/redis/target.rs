@@ -23,7 +23,10 @@ impl Target {
             Some(("redis", _)) => text.to_owned(),
             Some(("rediss", _)) => return Err("TLS to Redis (rediss://) is not supported yet".into()),
             Some((scheme, _)) => return Err(format!("unknown scheme {scheme}://, expected redis://")),
-            None if text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) => {
+            None if text
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) =>
+            {
                 format!("redis://{text}")
             }
             None => return Err("expected host:port or redis://[user:password@]host:port/db".into()),
@@ -38,10 +41,8 @@ impl Target {
 
     /// Looks the host's addresses up. Blocks: for plain threads.
     pub fn resolve(&self) -> Result<(), String> {
-        let found: Vec<SocketAddr> = (self.host.as_str(), self.port)
-            .to_socket_addrs()
-            .map_err(|e| format!("{}: {e}", self.name))?
-            .collect();
+        let found: Vec<SocketAddr> =
+            (self.host.as_str(), self.port).to_socket_addrs().map_err(|e| format!("{}: {e}", self.name))?.collect();
         if found.is_empty() {
             return Err(format!("{}: no address", self.name));
         }

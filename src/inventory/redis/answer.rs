@@ -121,9 +121,9 @@ fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Check
                 state.latch = Some(Latch { epoch, next_ms, seen: at });
                 Outcome::SoldOut { retry_ms: next_ms.saturating_sub(decided.now_ms) }
             }
-            Some(CheckoutMark::UserLimit) => Outcome::UserLimit {
-                retry_ms: terms.hold_expires_ms(decided.now_ms).saturating_sub(decided.now_ms),
-            },
+            Some(CheckoutMark::UserLimit) => {
+                Outcome::UserLimit { retry_ms: terms.hold_expires_ms(decided.now_ms).saturating_sub(decided.now_ms) }
+            }
             Some(CheckoutMark::Again) => {
                 again(pending, state);
                 continue;

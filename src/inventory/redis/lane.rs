@@ -195,8 +195,7 @@ impl Rider {
         });
         scripts::call_purchase(&mut self.cmd, (&self.purchase_sha, sale, epoch), holds, out);
         let first = HoldNumber(0);
-        let flight =
-            Flight { script: Script::Purchase, terms, epoch, first, requests: batch, sent: Instant::now() };
+        let flight = Flight { script: Script::Purchase, terms, epoch, first, requests: batch, sent: Instant::now() };
         state.flights.push_back(flight);
     }
 }
