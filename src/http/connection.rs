@@ -285,7 +285,7 @@ impl<S: Service> Connection<S> {
             }
             let room = self.input.get_mut(self.end..).filter(|room| !room.is_empty()).ok_or(Ended)?;
             let space = room.len();
-            match rustix::io::read(&self.shared.io.inner(), room) {
+            match rustix::io::read(self.shared.io.inner(), room) {
                 Ok(0) => return Err(Ended),
                 Ok(count) => {
                     self.end += count;

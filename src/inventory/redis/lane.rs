@@ -143,6 +143,10 @@ impl Lane {
         }
     }
 
+    pub(super) fn is_connected(&self) -> bool {
+        self.state.lock().connected
+    }
+
     pub(super) fn undecided(&self) -> usize {
         let state = self.state.lock();
         state.pending.len() + state.flights.iter().map(|f| f.requests.len()).sum::<usize>()
