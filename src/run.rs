@@ -305,7 +305,8 @@ fn stop(cores: Cores, running: Running, shop: &Shop, server: &Server<Shop>) -> E
     let _ = running.stop_keeper.send(());
     let left = || END.saturating_sub(begun.elapsed());
     let _ = running.recorder.sender().send_timeout(Message::Finish, left());
-    while !(running.writer.is_finished() && running.keeper.is_finished()) && !left().is_zero() {
+    let ended = || running.writer.is_finished() && running.keeper.is_finished();
+    while !ended() && !left().is_zero() {
         std::thread::sleep(Duration::from_millis(5));
     }
     report(running.recorder.counters(), begun)

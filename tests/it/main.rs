@@ -9,6 +9,7 @@
 mod api;
 mod http_raw;
 mod lifecycle;
+mod placement;
 mod sale;
 mod settings;
 mod support;

@@ -271,6 +271,7 @@ impl Protocol for Rider {
 
     fn fill(&mut self, out: &mut Vec<u8>) {
         let lane = self.lane.clone();
+        crate::core::debug_assert_on(lane.core);
         let mut state = lane.state.lock();
         while state.flights.len() < MAX_FLIGHTS && !state.pending.is_empty() {
             let (checkouts, sale, purchases) = take_batches(&mut state);
@@ -286,6 +287,7 @@ impl Protocol for Rider {
     }
 
     fn reply(&mut self, reply: Reply<'_>) -> Result<(), String> {
+        crate::core::debug_assert_on(self.lane.core);
         let mut state = self.lane.state.lock();
         let Some(flight) = state.flights.pop_front() else { return Err("a reply that nobody asked for".into()) };
         answer::answer(&self.lane, &mut state, flight, reply)
