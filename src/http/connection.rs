@@ -204,7 +204,8 @@ impl<S: Service> Connection<S> {
             self.send()?;
             self.compact();
             let arriving = self.start != self.end;
-            if self.server.is_draining() && !arriving {
+            // What has been sent before the end was known is still answered.
+            if self.server.is_draining() && !arriving && self.events & READABLE == 0 {
                 return Err(Ended);
             }
             if !limited {

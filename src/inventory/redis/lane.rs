@@ -267,6 +267,8 @@ impl Protocol for Rider {
         let mut state = self.lane.state.lock();
         state.connected = true;
         state.latch = None;
+        // It may be another server, whose clock differs.
+        state.clock = None;
     }
 
     fn fill(&mut self, out: &mut Vec<u8>) {
