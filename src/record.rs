@@ -76,8 +76,11 @@ impl Mailbox {
     }
 }
 
-/// Messages that the channel to the writer holds: with 512 records of at most 180 bytes each, about 90 MB.
-pub const CHANNEL_MESSAGES: usize = 1024;
+/// Messages that the channel to the writer holds. A message may be one record, so this alone would fill in a second
+/// of small batches, or hold gigabytes of large ones: records are what is bounded.
+pub const CHANNEL_MESSAGES: usize = 1 << 17;
+/// Records that wait for the writer at once: about 100 MB with ids of usual length, 90 MB more if all are the longest.
+pub const MAX_BACKLOG: u64 = 500_000;
 /// Emptied handoffs that are kept for reuse.
 const SPARE_HANDOFFS: usize = 256;
 
@@ -121,6 +124,13 @@ pub fn channel(messages: usize) -> (Recorder, Inbox) {
     (recorder, Inbox { receiver, spare: spare_in, counters })
 }
 
+impl Counters {
+    /// Records that were handed over and are not in the ledger yet.
+    pub fn backlog(&self) -> u64 {
+        self.handed.load(Ordering::Relaxed).saturating_sub(self.written.load(Ordering::Relaxed))
+    }
+}
+
 impl Recorder {
     /// An empty handoff, recycled if there is one.
     pub fn blank(&self, core: usize, sale: SaleId, epoch: u64) -> Box<Handoff> {
@@ -140,9 +150,14 @@ impl Recorder {
         let _ = self.spare_in.try_send(handoff);
     }
 
-    /// Hands over without blocking. `Err` gives it back when the channel is full or closed; it is counted.
+    /// Hands over without blocking. `Err` gives it back when too much waits already, or the writer is gone; it is
+    /// counted.
     pub fn hand_over(&self, handoff: Box<Handoff>) -> Result<(), Box<Handoff>> {
         let count = handoff.records.len() as u64;
+        if self.counters.backlog() + count > MAX_BACKLOG {
+            self.counters.overflowed.fetch_add(count, Ordering::Relaxed);
+            return Err(handoff);
+        }
         // Counted first: the writer may be done before this thread goes on.
         self.counters.handed.fetch_add(count, Ordering::Relaxed);
         let Err(refused) = self.sender.try_send(Message::Records(handoff)) else { return Ok(()) };
