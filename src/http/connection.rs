@@ -20,6 +20,9 @@ const BUFFER_BYTES: usize = 2 * MAX_HEAD_BYTES;
 /// An answer's usual size, with room for a few pipelined ones.
 const OUTPUT_BYTES: usize = 1024;
 
+/// What of it is kept between answers: a burst of pipelined pictures is not held for ever.
+const OUTPUT_KEPT: usize = 64 << 10;
+
 /// How long a connection may be silent between two requests.
 const IDLE: Duration = Duration::from_secs(75);
 /// How long a request may take to arrive, head and body, from its first byte.
@@ -326,6 +329,9 @@ impl<S: Service> Connection<S> {
             }
         }
         self.output.clear();
+        if self.output.capacity() > OUTPUT_KEPT {
+            self.output = Vec::with_capacity(OUTPUT_BYTES);
+        }
         Ok(())
     }
 
