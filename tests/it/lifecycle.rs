@@ -79,3 +79,30 @@ fn codes_outlive_a_restart(mode: Mode) {
     assert!(third != held && third != bought);
     assert_eq!(client.checkout("x", "k").error(), "sold_out", "the stock is as it was");
 }
+
+/// Postgres is away at the end: the process says how many records it leaves, and the next one writes them.
+#[test]
+fn what_the_end_leaves_is_reconciled() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let builder = stack.app().env("SALE_SECONDS", clock::quiet_sale_seconds()).env("HOLD_SECONDS", 3600);
+    let mut app = builder.start();
+    stack.postgres().stop_immediate();
+    let mut client = app.client();
+    let codes: Vec<String> = (0..7).map(|n| client.code(&format!("u{n}"), "i")).collect();
+    assert_eq!(client.purchase(&codes[0]).status, 200);
+    let begun = Instant::now();
+    assert_eq!(app.terminate(), 1, "{}", app.stderr());
+    assert!(begun.elapsed() < Duration::from_secs(11), "{:?}", begun.elapsed());
+    assert!(app.stderr().contains("8 records are not in the ledger"), "{}", app.stderr());
+
+    stack.postgres().start_again();
+    let app = builder.start();
+    let ledger = stack.ledger();
+    poll("the records of the one before", Duration::from_secs(30), || {
+        let rows = ledger.rows();
+        (rows.checkouts.len() == 7 && rows.purchases.len() == 1).then_some(())
+    });
+    let mut client = app.client();
+    assert_eq!(client.purchase(&codes[0]).error(), "already_purchased");
+    assert_eq!(client.purchase(&codes[1]).status, 200);
+}
