@@ -100,7 +100,7 @@ fn what_the_end_leaves_is_reconciled() {
     let ledger = stack.ledger();
     poll("the records of the one before", Duration::from_secs(30), || {
         let rows = ledger.rows();
-        (rows.checkouts.len() == 7 && rows.purchases.len() == 1).then_some(())
+        (rows.attempts.len() == 7 && rows.purchases.len() == 1).then_some(())
     });
     let mut client = app.client();
     assert_eq!(client.purchase(&codes[0]).error(), "already_purchased");
