@@ -18,8 +18,8 @@ threads=${THREADS:-2}
 connections=${CONNECTIONS:-200}
 export CODES=${CODES:-$here/codes.txt}
 dsn=${POSTGRES_DSN:-postgres://postgres:postgres@127.0.0.1:5432/flashsale?sslmode=disable}
-# How long the ledger may take for what was answered.
-patience=30
+# How long the ledger may take for what was answered, in seconds: longer than reconciliation does.
+patience=${PATIENCE:-30}
 
 fail() {
     echo "loadtest: $*" >&2
@@ -28,7 +28,7 @@ fail() {
 
 check_settings() {
     local name
-    for name in duration threads connections; do
+    for name in duration threads connections patience; do
         [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "${name/duration/seconds} must be a whole number above 0, not '${!name}'"
     done
     ((connections >= threads)) || fail "there must be at least as many connections ($connections) as threads ($threads)"

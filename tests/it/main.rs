@@ -8,8 +8,10 @@
 
 mod api;
 mod catalog;
+mod docs;
 mod http_raw;
 mod lifecycle;
+mod package;
 mod placement;
 mod sale;
 mod settings;

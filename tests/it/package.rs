@@ -1,0 +1,214 @@
+//! What the program is shipped with: the load test's verdict, the image and the composed services.
+
+use crate::docs::{read, root};
+use crate::support::app::App;
+use crate::support::clock;
+use crate::support::ledger::Ledger;
+use crate::support::process::{self, Program, exit_code, poll};
+use crate::support::servers::{Mode, Stack};
+use rustix::process::Signal;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+fn loadtest(scratch: &Path) -> Command {
+    let mut command = process::command(&root().join("wrk/loadtest.sh"), "KILL", None);
+    for name in ["HOST", "POSTGRES_DSN", "DATA_DIR"] {
+        command.env_remove(name);
+    }
+    command.env("SECONDS", "1").env("THREADS", "1").env("CONNECTIONS", "8").env("TMPDIR", scratch);
+    command.env("CODES", scratch.join("codes.txt")).current_dir(scratch);
+    command
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// The folder of an embedded stack.
+fn data_dir(stack: &Stack) -> PathBuf {
+    let Ledger::Sqlite(path) = stack.ledger() else { panic!("not embedded") };
+    path.parent().unwrap().to_owned()
+}
+
+fn host(app: &App) -> String {
+    format!("http://{}", app.addr())
+}
+
+#[test]
+fn the_verdict_sees_what_is_wrong() {
+    let stack = Stack::new(Mode::Embedded);
+    let sale_seconds = clock::quiet_sale_seconds();
+    let app = stack.app().env("SALE_SECONDS", sale_seconds).env("SALE_ITEMS", 50).env("USER_LIMIT", 2).start();
+    let (data, scratch) = (data_dir(&stack), process::temp_dir());
+    let run = || loadtest(scratch.path()).env("HOST", host(&app)).env("DATA_DIR", &data).output().unwrap();
+    let good = run();
+    assert_eq!(good.status.code(), Some(0), "{}", said(&good));
+
+    // The same sale again: nothing is left to do, and nothing is wrong with that.
+    let again = run();
+    assert_eq!(again.status.code(), Some(0), "{}", said(&again));
+    assert!(said(&again).contains("no unused code"), "{}", said(&again));
+
+    // A thief in the ledger: he has more than he may, and more is sold than there was.
+    let ledger = rusqlite::Connection::open(data.join("ledger.db")).unwrap();
+    let sale = i64::try_from(clock::sale(sale_seconds)).unwrap();
+    for hold in 1..=3 {
+        for (table, more) in [("ledger_holds", ", 0"), ("ledger_purchases", "")] {
+            let sql = format!("INSERT INTO {table} VALUES (?1, ?2, zeroblob(16), 'thief', 'i', 0{more})");
+            ledger.execute(&sql, (sale, hold)).unwrap();
+        }
+    }
+    let bad = run();
+    let words = said(&bad);
+    assert_eq!(bad.status.code(), Some(1), "{words}");
+    for line in ["WRONG  sold: 53 ", "WRONG  taken: 53 ", "WRONG  nobody is over the limit of 2: the most is 3"] {
+        assert!(words.contains(line), "{line} is not in {words}");
+    }
+    assert!(words.contains("verdict: WRONG"), "{words}");
+
+    // What was granted has to be on record: here the ledger of another server is looked at.
+    let other = Stack::new(Mode::Embedded);
+    let elsewhere = other.app().env("SALE_SECONDS", sale_seconds).start();
+    let mut strange = loadtest(scratch.path());
+    strange.env("HOST", host(&elsewhere)).env("DATA_DIR", &data).env("PATIENCE", "1");
+    let strange = strange.output().unwrap();
+    assert_eq!(strange.status.code(), Some(1), "{}", said(&strange));
+    assert!(said(&strange).contains("WRONG  each checkout that was granted"), "{}", said(&strange));
+}
+
+#[test]
+fn a_load_test_that_cannot_be_made_says_why() {
+    let scratch = process::temp_dir();
+    let (bare, empty) = (scratch.path().join("bin"), scratch.path().join("empty"));
+    std::fs::create_dir(&bare).unwrap();
+    std::fs::create_dir(&empty).unwrap();
+    for program in ["bash", "dirname", "printenv"] {
+        symlink(process::in_path(program).unwrap(), bare.join(program)).unwrap();
+    }
+    let closed = process::local(process::free_port()).to_string();
+    let dsn = format!("host=127.0.0.1 port={} user=u dbname=d", process::free_port());
+    let (bare, empty) = (bare.display().to_string(), empty.display().to_string());
+    for (settings, words) in [
+        (&[("PATH", bare.as_str())][..], &["apt-get install wrk jq postgresql-client"][..]),
+        (&[("SECONDS", "soon")], &["seconds", "'soon'"]),
+        (&[("SECONDS", "0")], &["seconds", "'0'"]),
+        (&[("THREADS", "-1")], &["threads"]),
+        (&[("CONNECTIONS", "2"), ("THREADS", "4")], &["connections (2)", "threads (4)"]),
+        (&[("DATA_DIR", "/x"), ("POSTGRES_DSN", &dsn)], &["not both"]),
+        (&[("DATA_DIR", &empty)], &["no ledger to read in DATA_DIR"]),
+        (&[("HOST", &closed), ("POSTGRES_DSN", &dsn)], &["the ledger cannot be asked"]),
+    ] {
+        let output = loadtest(scratch.path()).envs(settings.iter().copied()).output().unwrap();
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{settings:?}: {text}");
+        words.iter().for_each(|word| assert!(text.contains(word), "{settings:?}: {word} is not in {text}"));
+    }
+    let stack = Stack::new(Mode::Embedded);
+    let _app = stack.app().env("SALE_SECONDS", clock::quiet_sale_seconds()).start();
+    let data = data_dir(&stack);
+    let nobody = loadtest(scratch.path()).env("HOST", format!("http://{closed}")).env("DATA_DIR", data).output();
+    let nobody = nobody.unwrap();
+    assert_eq!(nobody.status.code(), Some(2), "{}", said(&nobody));
+    assert!(said(&nobody).contains(&closed), "{}", said(&nobody));
+}
+
+#[test]
+fn a_load_test_stops_when_it_is_told_to() {
+    let stack = Stack::new(Mode::Embedded);
+    let app = stack.app().env("SALE_SECONDS", clock::quiet_sale_seconds()).start();
+    let (scratch, log) = (process::temp_dir(), process::temp_dir());
+    let mut command = loadtest(scratch.path());
+    command.env("HOST", host(&app)).env("DATA_DIR", data_dir(&stack)).env("SECONDS", "60");
+    let log = log.path().join("log");
+    let mut running = Program::start("loadtest", &mut command, Some(&log));
+    let is_wrk = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "wrk\n");
+    let wrk = poll("wrk", Duration::from_secs(10), || process::family(running.pid()).into_iter().find(is_wrk));
+    let status = running.end(Signal::INT, Duration::from_secs(5));
+    assert_eq!(exit_code(status), 130, "{}", std::fs::read_to_string(&log).unwrap());
+    poll("the end of wrk", Duration::from_secs(3), || (!is_wrk(&wrk)).then_some(()));
+    let left: Vec<_> = std::fs::read_dir(scratch.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(left, Vec::<PathBuf>::new(), "temporary files");
+}
+
+fn compose(args: &[&str]) -> String {
+    let output = Command::new("docker-compose").args(args).current_dir(root()).output();
+    let output = output.unwrap_or_else(|e| panic!("docker-compose, which tests/run installs: {e}"));
+    assert!(output.status.success(), "{args:?}: {}", said(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_composed_services_are_those_of_the_documents() {
+    let services = compose(&["--profile", "load", "config", "--services"]);
+    let mut services: Vec<&str> = services.lines().collect();
+    services.sort_unstable();
+    assert_eq!(services, ["app", "postgres", "redis", "wrk"]);
+    let config = compose(&["--profile", "load", "config"]).replace('"', "");
+    for line in [
+        "REDIS_ADDR: redis:6379",
+        "POSTGRES_DSN: postgres://postgres:postgres@postgres/flashsale?sslmode=disable",
+        "POSTGRES_DB: flashsale",
+        "POSTGRES_USER: postgres",
+        "POSTGRES_PASSWORD: postgres",
+        "published: 8080",
+        "published: 6379",
+        "published: 5432",
+        "condition: service_healthy",
+        "- noeviction",
+        "- --appendonly",
+        "working_dir: /wrk",
+    ] {
+        assert!(config.contains(line), "{line} is not in\n{config}");
+    }
+    // The operator's port stays inside.
+    assert!(!config.contains("8081") && !config.contains("ADMIN_ADDR"), "{config}");
+
+    let readme = read("README.md");
+    let lines: Vec<&str> = readme.lines().filter(|line| line.starts_with("docker-compose ")).collect();
+    assert_eq!(lines[0], "docker-compose up -d");
+    let words: Vec<&str> = lines[1].split(' ').collect();
+    assert_eq!(words[..4], ["docker-compose", "run", "--rm", "wrk"]);
+    let script = words.iter().position(|word| *word == "-s").map(|at| words[at + 1]).unwrap();
+    assert!(root().join("wrk").join(script).is_file(), "{script}");
+    assert_eq!(words.last(), Some(&"http://app:8080"));
+    assert!(read("wrk/Dockerfile").contains("ENTRYPOINT [\"wrk\"]"));
+}
+
+#[test]
+fn the_image_gets_what_the_build_reads() {
+    let (dockerfile, ignored) = (read("Dockerfile"), read(".dockerignore"));
+    let mut files = vec!["Cargo.toml".to_owned(), "Cargo.lock".to_owned(), "src".to_owned()];
+    let found =
+        Command::new("grep").args(["-rhoE", r#"include_(str|bytes)!\("[^"]+"#, "src"]).current_dir(root()).output();
+    for line in String::from_utf8(found.unwrap().stdout).unwrap().lines() {
+        let inside = line.split('"').nth(1).unwrap().trim_start_matches("../");
+        files.push(inside.split('/').next().unwrap().to_owned());
+    }
+    assert!(files.contains(&"lua".to_owned()) && files.contains(&"sql".to_owned()), "{files:?}");
+    for file in files {
+        let copied = dockerfile.lines().any(|l| l.starts_with("COPY ") && l.split(' ').any(|word| word == file));
+        assert!(copied, "{file} is not copied");
+        assert!(ignored.lines().any(|line| line == format!("!{file}")), ".dockerignore leaves {file} out");
+    }
+    let user = dockerfile.lines().rfind(|line| line.starts_with("USER ")).unwrap();
+    assert_ne!(user, "USER root");
+}
+
+#[test]
+fn the_image_knows_whether_it_is_healthy() {
+    let dockerfile = read("Dockerfile");
+    let line = dockerfile.lines().find(|line| line.starts_with("HEALTHCHECK ")).unwrap();
+    let command: Vec<String> = serde_json::from_str(line.split_once(" CMD ").unwrap().1).unwrap();
+    let is_healthy = |port: u16| {
+        let mut check = Command::new(&command[0]);
+        check.args(&command[1..]).env("SERVER_PORT", port.to_string()).output().unwrap().status.success()
+    };
+    let stack = Stack::new(Mode::Embedded);
+    let app = stack.app().start();
+    assert!(is_healthy(app.addr().port()));
+    // Another server, which does not have the picture.
+    assert!(!is_healthy(app.admin_addr().port()));
+    assert!(!is_healthy(process::free_port()));
+}
