@@ -95,7 +95,8 @@ pub struct MemorySale {
 }
 
 impl MemorySale {
-    /// The state that the ledger's `rows` tell of: opening is rebuilding. Purchased beats expired beats held.
+    /// The state that the ledger's `rows` tell of: opening is rebuilding. Purchased beats expired beats held. From now
+    /// on time does not go back behind what the rows record.
     ///
     /// All purchases are kept. If they and the holds that run at `now_ms` are more than the stock (which only a loss
     /// can bring about), the oldest holds that fit are kept, and the others are forgotten: see
@@ -103,7 +104,7 @@ impl MemorySale {
     pub fn open(terms: Terms, rows: impl IntoIterator<Item = HoldRow>, now_ms: u64) -> MemorySale {
         let mut sale = MemorySale {
             terms,
-            last_ms: now_ms,
+            last_ms: 0,
             holds: BTreeMap::new(),
             queue: BTreeSet::new(),
             purchased: 0,
@@ -112,6 +113,7 @@ impl MemorySale {
         };
         let mut found: BTreeMap<HoldNumber, Hold> = BTreeMap::new();
         for row in rows {
+            sale.last_ms = sale.last_ms.max(row.taken_ms).max(row.purchased_ms.unwrap_or(0));
             let state = match row.purchased_ms {
                 Some(_) => HoldState::Purchased,
                 None if row.expires_ms <= now_ms => HoldState::Expired,
