@@ -7,6 +7,7 @@
 #![allow(dead_code)]
 
 mod api;
+mod embedded;
 mod http_raw;
 mod lifecycle;
 mod sale;
