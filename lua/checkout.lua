@@ -1,7 +1,7 @@
 -- Takes an item for each of a batch of checkouts, in their order.
 --
 -- KEYS   1 the sale's state (hash), 2 its queue (list); one hash tag
--- ARGV   1 the epoch, then for each checkout: hold number, user, item
+-- ARGV   1 the epoch, then for each checkout: hold number, user, '<bytes of user>:<user><item>'
 -- Reply  'K <now> <expires> <next>\n<marks>'  times in unix ms; a mark for each checkout:
 --          H held until <expires>, S sold out until <next> at least, L the user's limit,
 --          A again: more holds may have expired than one call takes back, D the number is taken
@@ -36,10 +36,10 @@ if now < tonumber(have[5]) or now >= ends then return 'T ' .. now end
 local length = tonumber(have[9])
 if redis.call('LLEN', queue) ~= length then return 'Q' end
 
-local counts, changed = {}, {}
+local counts, changed, size = {}, {}, 0
 local function set(field, value)
-  changed[#changed + 1] = field
-  changed[#changed + 1] = value
+  changed[size + 1], changed[size + 2] = field, value
+  size = size + 2
 end
 
 -- What no longer holds an item leaves the queue's head: expired holds, whose items come back, and purchased ones.
@@ -89,11 +89,12 @@ if first then
 end
 free = free + returned
 
+-- Turning a number into text is the dearest thing here: each is turned once a call.
 local expires = math.min(now + tonumber(have[4]), ends)
+local due, held = ':' .. expires .. ':', 'H' .. now .. ':' .. expires .. ':0:'
 local marks, pushed, taken = {}, {}, 0
 for i = 1, count do
-  local number, user, item = ARGV[3 * i - 1], ARGV[3 * i], ARGV[3 * i + 1]
-  local who = 'u:' .. user
+  local who, hold = fields[META + 2 * i - 1], fields[META + 2 * i]
   local his = counts[who] or tonumber(have[META + 2 * i - 1] or 0)
   if have[META + 2 * i] then
     marks[i] = 'D'
@@ -104,8 +105,8 @@ for i = 1, count do
   else
     marks[i] = 'H'
     free, taken, counts[who] = free - 1, taken + 1, his + 1
-    pushed[taken] = number .. ':' .. expires .. ':' .. user
-    set('h:' .. number, 'H' .. now .. ':' .. expires .. ':0:' .. #user .. ':' .. user .. item)
+    pushed[taken] = ARGV[3 * i - 1] .. due .. ARGV[3 * i]
+    set(hold, held .. ARGV[3 * i + 1])
   end
 end
 
@@ -116,7 +117,11 @@ if taken > 0 then
   -- A list that was empty is a new key: it needs the state's backstop, a week after the end, again.
   if dropped == length then redis.call('EXPIREAT', queue, math.floor(ends / 1000) + 604800) end
 end
-for who, his in pairs(counts) do set(who, his) end
+local texts = {}
+for who, his in pairs(counts) do
+  texts[his] = texts[his] or tostring(his)
+  set(who, texts[his])
+end
 if dropped > 0 or taken > 0 then
   set('free', free)
   set('queue', length - dropped + taken)

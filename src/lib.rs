@@ -4,6 +4,7 @@
 //! [`record`] hands the fact over to the [`ledger`]. The [`keeper`] opens sales and watches the servers. Who may
 //! import whom stands in ARCHITECTURE.md.
 
+pub mod admin;
 pub mod catalog;
 pub mod code;
 pub mod config;

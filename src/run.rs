@@ -1,6 +1,7 @@
 //! Starting and stopping.
 
 use crossbeam_channel::{Receiver, Sender};
+use flashsale::admin::Admin;
 use flashsale::catalog::Catalog;
 use flashsale::code::Codes;
 use flashsale::config::{Backends, Config, PurchaseAck};
@@ -30,6 +31,12 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(50);
 /// How long an answer may take that waits for the ledger. A disk may be slow for seconds.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(5);
+/// Tools that look at health and metrics at once.
+const ADMIN_CONNECTIONS: usize = 64;
+/// How long Redis may take to be reached at the start.
+const REACH: Duration = Duration::from_secs(3);
+/// How long the cores' connections may take before the first request is accepted. Without them it is answered 503.
+const READY: Duration = Duration::from_secs(1);
 /// How long open connections get for the answers that they wait for, once the process is to end.
 const DRAIN: Duration = Duration::from_secs(3);
 /// How long the process takes to end, at most.
@@ -40,6 +47,7 @@ const SUSPICIONS: usize = 16;
 /// What was started, for stopping it.
 struct Running {
     inventory: Arc<dyn Inventory>,
+    gate: Gate,
     codes: Codes,
     patience: Duration,
     recorder: Arc<Recorder>,
@@ -62,7 +70,8 @@ pub fn run(config: Config) -> Result<ExitCode, String> {
         None => Catalog::generated(""),
         Some(path) => Catalog::from_file(path).map_err(|e| format!("CATALOG_FILE: {e}"))?,
     };
-    let listener = listen(config.address)?;
+    let listener = listen(config.address, "SERVER_PORT, BIND_ADDR")?;
+    let admin_listener = listen(config.admin_address, "ADMIN_ADDR")?;
     let cores = Cores::start(config.workers).map_err(|e| format!("WORKERS: {e}"))?;
     let mailboxes = mailboxes(cores).map_err(|e| format!("starting: {e}"))?;
     let running = match config.backends {
@@ -71,19 +80,24 @@ pub fn run(config: Config) -> Result<ExitCode, String> {
             start_distributed(&config, redis.clone(), postgres_dsn, cores, &mailboxes)?
         }
     };
+    let until = Instant::now() + READY;
+    while !running.inventory.is_ready() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let shop = Shop::new(running.inventory.clone(), running.codes.clone(), catalog, running.patience);
     let shop = Arc::new(shop);
     let server = Server::start(cores, listener, shop.clone(), config.max_connections);
     let server = Arc::new(server.map_err(|e| format!("SERVER_PORT: {e}"))?);
-    start_ticks(cores, &server, &running.inventory).map_err(|e| format!("starting: {e}"))?;
+    let admin = start_admin(cores, admin_listener, &running, &server).map_err(|e| format!("ADMIN_ADDR: {e}"))?;
+    start_ticks(cores, &server, &admin, &running.inventory).map_err(|e| format!("starting: {e}"))?;
     start_mail(cores, mailboxes, &running.inventory).map_err(|e| format!("starting: {e}"))?;
     announce(&config, &running, server.address());
     wait_for_signal(signals);
     Ok(stop(cores, running, &shop, &server))
 }
 
-fn listen(address: SocketAddr) -> Result<OwnedFd, String> {
-    server::bind(address).map_err(|e| format!("SERVER_PORT, BIND_ADDR: cannot listen on {address}: {e}"))
+fn listen(address: SocketAddr, names: &str) -> Result<OwnedFd, String> {
+    server::bind(address).map_err(|e| format!("{names}: cannot listen on {address}: {e}"))
 }
 
 fn mailboxes(cores: Cores) -> std::io::Result<Arc<Vec<Mailbox>>> {
@@ -128,11 +142,12 @@ fn start_embedded(
     let (writer, _) = start_writer(inbox, appender, mailboxes, give_back)?;
     let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, sales.clone(), gate.clone());
     let keeper = keeper.map_err(failed)?;
-    let parts = embedded::Parts { sales, gate, instance, recorder: recorder.clone() };
+    let parts = embedded::Parts { sales, gate: gate.clone(), instance, recorder: recorder.clone() };
     let inventory = EmbeddedInventory::start(cores, parts).map_err(|e| format!("starting: {e}"))?;
     let (stop_keeper, stop) = crossbeam_channel::bounded(1);
     Ok(Running {
         inventory,
+        gate,
         codes,
         patience: LEDGER_PATIENCE,
         recorder,
@@ -152,8 +167,8 @@ fn start_distributed(
 ) -> Result<Running, String> {
     let settings = parse_dsn(postgres_dsn).map_err(|e| format!("POSTGRES_DSN: {e}"))?;
     let where_ledger = settings.describe();
-    let failed = |e: flashsale::ledger::LedgerError| format!("POSTGRES_DSN: {e}");
-    target.resolve().map_err(|e| format!("REDIS_ADDR: {e}"))?;
+    let failed = |e: flashsale::ledger::LedgerError| format!("POSTGRES_DSN: {where_ledger}: {e}");
+    target.resolve().and_then(|()| target.connect(REACH)).map_err(|e| format!("REDIS_ADDR: {e}"))?;
     let mut ledger = PostgresLedger::new(settings.clone());
     let codes = Codes::new(&ledger.code_key().map_err(failed)?);
     let instance = ledger.new_instance().map_err(failed)?;
@@ -173,7 +188,7 @@ fn start_distributed(
         writer: recorder.sender().clone(),
     })?;
     let shared = Shared {
-        gate,
+        gate: gate.clone(),
         instance,
         recorder: recorder.clone(),
         ack_by_ledger,
@@ -187,6 +202,7 @@ fn start_distributed(
     let kept = inventory.clone();
     Ok(Running {
         inventory,
+        gate,
         codes,
         patience: if ack_by_ledger { config.redis_timeout + LEDGER_PATIENCE } else { config.redis_timeout },
         recorder,
@@ -197,13 +213,36 @@ fn start_distributed(
     })
 }
 
-fn start_ticks(cores: Cores, server: &Arc<Server<Shop>>, inventory: &Arc<dyn Inventory>) -> std::io::Result<()> {
+fn start_admin(
+    cores: Cores,
+    listener: OwnedFd,
+    running: &Running,
+    server: &Arc<Server<Shop>>,
+) -> std::io::Result<Arc<Server<Admin>>> {
+    let public = server.clone();
+    let admin = Admin {
+        gate: running.gate.clone(),
+        inventory: running.inventory.clone(),
+        recorder: running.recorder.clone(),
+        connections: Box::new(move || public.connections()),
+    };
+    Server::start(cores, listener, Arc::new(admin), ADMIN_CONNECTIONS).map(Arc::new)
+}
+
+fn start_ticks(
+    cores: Cores,
+    server: &Arc<Server<Shop>>,
+    admin: &Arc<Server<Admin>>,
+    inventory: &Arc<dyn Inventory>,
+) -> std::io::Result<()> {
     for core in cores.all() {
-        let (ticker, server, inventory) = (Ticker::new(cores, core, TICK)?, server.clone(), inventory.clone());
+        let ticker = Ticker::new(cores, core, TICK)?;
+        let (server, admin, inventory) = (server.clone(), admin.clone(), inventory.clone());
         cores.spawn(core, move || {
             loop {
                 ticker.wait();
                 server.tick(core);
+                admin.tick(core);
                 inventory.tick(core);
             }
         })?;
@@ -267,7 +306,8 @@ fn stop(cores: Cores, running: Running, shop: &Shop, server: &Server<Shop>) -> E
     let _ = running.stop_keeper.send(());
     let left = || END.saturating_sub(begun.elapsed());
     let _ = running.recorder.sender().send_timeout(Message::Finish, left());
-    while !(running.writer.is_finished() && running.keeper.is_finished()) && !left().is_zero() {
+    let ended = || running.writer.is_finished() && running.keeper.is_finished();
+    while !ended() && !left().is_zero() {
         std::thread::sleep(Duration::from_millis(5));
     }
     report(running.recorder.counters(), begun)

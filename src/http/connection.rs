@@ -204,7 +204,8 @@ impl<S: Service> Connection<S> {
             self.send()?;
             self.compact();
             let arriving = self.start != self.end;
-            if self.server.is_draining() && !arriving {
+            // What has been sent before the end was known is still answered.
+            if self.server.is_draining() && !arriving && self.events & READABLE == 0 {
                 return Err(Ended);
             }
             if !limited {
@@ -285,7 +286,7 @@ impl<S: Service> Connection<S> {
             }
             let room = self.input.get_mut(self.end..).filter(|room| !room.is_empty()).ok_or(Ended)?;
             let space = room.len();
-            match rustix::io::read(&self.shared.io.inner(), room) {
+            match rustix::io::read(self.shared.io.inner(), room) {
                 Ok(0) => return Err(Ended),
                 Ok(count) => {
                     self.end += count;

@@ -300,9 +300,10 @@ impl Fields {
         if self.length.is_some() {
             return Err(Reject::BadRequest("Content-Length is given twice"));
         }
-        let digit = |sum: u64, b: &u8| {
+        let digit = |sum: u64, b: &u8| -> Option<u64> {
             let digit = if b.is_ascii_digit() { u64::from(b - b'0') } else { return None };
-            sum.checked_mul(10)?.checked_add(digit)
+            // However long the number, it is too long a body, not a malformed one.
+            Some(sum.saturating_mul(10).saturating_add(digit))
         };
         // No digits at all is no number either.
         let length = if value.is_empty() { None } else { value.iter().try_fold(0, digit) };

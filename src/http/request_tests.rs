@@ -214,8 +214,8 @@ fn bodies() {
     check("Content-Length: 65536\r\n", Ok(Body::Length(65536)));
     check("Content-Length: 65537\r\n", Err(413));
     check("Content-Length: 18446744073709551615\r\n", Err(413));
-    check("Content-Length: 18446744073709551616\r\n", Err(400));
-    check("Content-Length: 184467440737095516150\r\n", Err(400));
+    check("Content-Length: 18446744073709551616\r\n", Err(413));
+    check("Content-Length: 184467440737095516150\r\n", Err(413));
     for bad in ["", "+1", "-1", "1.0", "0x1", "1 1", "1,1", "1, 1", "1;", "a", "\"1\"", "\u{661}", "1_0"] {
         check(&format!("Content-Length: {bad}\r\n"), Err(400));
     }

@@ -233,6 +233,10 @@ impl Inventory for EmbeddedInventory {
         self.parts.recorder.give_back(handoff);
     }
 
+    fn is_ready(&self) -> bool {
+        true
+    }
+
     fn undecided(&self, core: usize) -> usize {
         self.desks.get(core).map_or(0, |desk| desk.pending.lock().len())
     }

@@ -25,6 +25,9 @@ pub trait Inventory: Send + Sync + 'static {
     /// Answers wait for these records; now they are in the ledger, or it gave them up.
     fn written(&self, core: usize, handoff: Box<Handoff>, ok: bool);
 
+    /// Whether every core can have its requests decided.
+    fn is_ready(&self) -> bool;
+
     /// How many requests this core has that are not decided yet.
     fn undecided(&self, core: usize) -> usize;
 }

@@ -83,7 +83,7 @@ mod tests {
         };
         check(3600, 3);
         check(30, 3);
-        check(10, 7);
-        check(1, 61);
+        check(10, 6);
+        check(1, 60);
     }
 }

@@ -85,8 +85,8 @@ impl Union {
 
     /// The sale at `now_ms`: all purchases, and the oldest holds that the rest of the stock allows.
     pub fn rebuild(self, terms: &Terms, now_ms: u64) -> Rebuilt {
-        let mut rebuilt = Rebuilt::default();
-        rebuilt.purchased = self.known.values().filter(|k| k.purchased_ms.is_some()).count() as u64;
+        let purchased = self.known.values().filter(|k| k.purchased_ms.is_some()).count() as u64;
+        let mut rebuilt = Rebuilt { purchased, ..Rebuilt::default() };
         let room = terms.items.saturating_sub(rebuilt.purchased);
         for (number, known) in self.known {
             let place = match known.purchased_ms {

@@ -10,6 +10,7 @@ mod api;
 mod embedded;
 mod http_raw;
 mod lifecycle;
+mod placement;
 mod sale;
 mod settings;
 mod support;

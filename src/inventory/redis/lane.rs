@@ -143,6 +143,10 @@ impl Lane {
         }
     }
 
+    pub(super) fn is_connected(&self) -> bool {
+        self.state.lock().connected
+    }
+
     pub(super) fn undecided(&self) -> usize {
         let state = self.state.lock();
         state.pending.len() + state.flights.iter().map(|f| f.requests.len()).sum::<usize>()
@@ -263,10 +267,13 @@ impl Protocol for Rider {
         let mut state = self.lane.state.lock();
         state.connected = true;
         state.latch = None;
+        // It may be another server, whose clock differs.
+        state.clock = None;
     }
 
     fn fill(&mut self, out: &mut Vec<u8>) {
         let lane = self.lane.clone();
+        crate::core::debug_assert_on(lane.core);
         let mut state = lane.state.lock();
         while state.flights.len() < MAX_FLIGHTS && !state.pending.is_empty() {
             let (checkouts, sale, purchases) = take_batches(&mut state);
@@ -282,6 +289,7 @@ impl Protocol for Rider {
     }
 
     fn reply(&mut self, reply: Reply<'_>) -> Result<(), String> {
+        crate::core::debug_assert_on(self.lane.core);
         let mut state = self.lane.state.lock();
         let Some(flight) = state.flights.pop_front() else { return Err("a reply that nobody asked for".into()) };
         answer::answer(&self.lane, &mut state, flight, reply)

@@ -102,6 +102,10 @@ impl Inventory for RedisInventory {
         }
     }
 
+    fn is_ready(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.is_connected())
+    }
+
     fn undecided(&self, core: usize) -> usize {
         self.lanes.get(core).map_or(0, |lane| lane.undecided())
     }

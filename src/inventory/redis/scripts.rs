@@ -2,7 +2,7 @@
 //!
 //! Owns the key names and both directions of encoding, all of it pure. Refuses to know connections and waiting.
 
-use crate::domain::{HoldNumber, Id, SaleId};
+use crate::domain::{HoldNumber, Id, MAX_ID_BYTES, SaleId};
 use redis::Cmd;
 
 /// Decides checkouts.
@@ -163,8 +163,17 @@ pub fn call_checkout<'a>(
     out: &mut Vec<u8>,
 ) {
     begin(cmd, sha, sale, epoch);
+    // The script stores the two ids as one text, and Lua makes none for nothing.
+    let mut both = Vec::with_capacity(2 * MAX_ID_BYTES + 4);
+    let mut digits = itoa::Buffer::new();
     for (number, user, item) in requests {
-        cmd.arg(number.0).arg(user.as_bytes()).arg(item.as_bytes());
+        let (user, item) = (user.as_bytes(), item.as_bytes());
+        both.clear();
+        both.extend_from_slice(digits.format(user.len()).as_bytes());
+        both.push(b':');
+        both.extend_from_slice(user);
+        both.extend_from_slice(item);
+        cmd.arg(number.0).arg(user).arg(both.as_slice());
     }
     cmd.write_packed_command(out);
 }

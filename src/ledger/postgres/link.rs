@@ -16,13 +16,14 @@ pub(super) struct Link {
     session: Option<Session>,
     /// The process of a session that was dropped in the middle of something. It may hold rows that were not committed.
     left: Option<Backend>,
-    down: bool,
+    /// Whether it answered last; not known before it ever did, and then the caller speaks.
+    answers: Option<bool>,
 }
 
 impl Link {
     /// No session yet; each statement of the later ones may take `limit`.
     pub fn new(settings: ConnectSettings, role: &'static str, limit: Duration) -> Link {
-        Link { settings, role, limit, session: None, left: None, down: false }
+        Link { settings, role, limit, session: None, left: None, answers: None }
     }
 
     /// Does `work` in the session, opening one first if there is none. Any error but `Stale` costs the session.
@@ -62,12 +63,11 @@ impl Link {
     /// Speaks when an outage begins and when it ends, not for every attempt between.
     fn tell<T>(&mut self, done: &Result<T, Failure>) {
         match done {
-            Err(Failure::Broken { text, .. }) if !self.down => {
-                self.down = true;
+            Err(Failure::Broken { text, .. }) if self.answers == Some(true) => {
+                self.answers = Some(false);
                 tracing::warn!(role = self.role, why = %text, "postgres does not answer as it should");
             }
-            Ok(_) | Err(Failure::Stale(_)) if self.down => {
-                self.down = false;
+            Ok(_) | Err(Failure::Stale(_)) if self.answers.replace(true) == Some(false) => {
                 tracing::info!(role = self.role, "postgres answers again");
             }
             _ => {}

@@ -1,0 +1,120 @@
+//! The operator's side: health and metrics, on an address of its own.
+//!
+//! Owns what an operator's tools are told. Never served on the public port. Refuses to decide anything.
+
+use crate::http::connection::Service;
+use crate::http::request::{Head, Method};
+use crate::http::response::{Extra, Responder};
+use crate::inventory::{Gate, Inventory};
+use crate::record::Recorder;
+use may::io::WaitIoWaker;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// The content type of Prometheus' text format.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The service on `ADMIN_ADDR`.
+pub struct Admin {
+    /// What may be sold.
+    pub gate: Gate,
+    /// Who decides.
+    pub inventory: Arc<dyn Inventory>,
+    /// The way to the ledger.
+    pub recorder: Arc<Recorder>,
+    /// How many public connections are open.
+    pub connections: Box<dyn Fn() -> usize + Send + Sync>,
+}
+
+/// What there is to say.
+pub enum Answer {
+    /// `GET /health`
+    Health,
+    /// `GET /metrics`
+    Metrics,
+    /// No such path.
+    NotFound,
+    /// Not a method of this path.
+    WrongMethod,
+}
+
+impl Admin {
+    fn is_healthy(&self) -> bool {
+        self.gate.load().selling && self.inventory.is_ready()
+    }
+
+    fn metrics(&self) -> String {
+        let counters = self.recorder.counters();
+        let view = self.gate.load();
+        let mut text = String::new();
+        for (name, kind, help, value) in [
+            ("selling", "gauge", "Whether checkouts can be decided.", u64::from(self.is_healthy())),
+            ("epoch", "gauge", "The epoch that this instance sells under.", view.epoch),
+            ("sales_open", "gauge", "Sales that are open, those ahead included.", view.sales.len() as u64),
+            ("connections", "gauge", "Open public connections.", (self.connections)() as u64),
+            ("records_handed_total", "counter", "Records handed to the ledger's writer.", load(&counters.handed)),
+            ("records_written_total", "counter", "Records in the ledger.", load(&counters.written)),
+            (
+                "records_overflowed_total",
+                "counter",
+                "Records that found the writer's channel full and are left to reconciliation.",
+                load(&counters.overflowed),
+            ),
+            ("records_stale_total", "counter", "Records of an older epoch.", load(&counters.stale)),
+        ] {
+            let _ = write!(
+                text,
+                "# HELP flashsale_{name} {help}\n# TYPE flashsale_{name} {kind}\nflashsale_{name} {value}\n"
+            );
+        }
+        text
+    }
+}
+
+fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+impl Service for Admin {
+    type Session = ();
+    type Answer = Answer;
+
+    fn session(&self, _core: usize, _waker: WaitIoWaker) {}
+
+    fn begin(&self, _session: &mut (), head: &Head<'_>) -> Option<Answer> {
+        Some(match (head.path, head.method) {
+            ("/health", Method::Get | Method::Head) => Answer::Health,
+            ("/metrics", Method::Get | Method::Head) => Answer::Metrics,
+            ("/health" | "/metrics", _) => Answer::WrongMethod,
+            _ => Answer::NotFound,
+        })
+    }
+
+    fn poll(&self, _session: &mut ()) -> Option<Answer> {
+        None
+    }
+
+    fn give_up(&self, _session: &mut ()) -> Answer {
+        Answer::NotFound
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn render(&self, answer: &Answer, to: &mut Responder<'_>) {
+        match answer {
+            Answer::Health if self.is_healthy() => {
+                to.json(200, Extra::None, |body| body.extend_from_slice(b"{\"status\":\"selling\"}"));
+            }
+            Answer::Health => to.refuse(503, Extra::None, "unavailable", "nothing can be sold at the moment"),
+            Answer::Metrics => to.text(200, METRICS_TYPE, Extra::None, &self.metrics()),
+            Answer::NotFound => to.refuse(404, Extra::None, "not_found", "there are /health and /metrics"),
+            Answer::WrongMethod => {
+                to.refuse(405, Extra::Lines("Allow: GET, HEAD\r\n"), "method_not_allowed", "this path is read only");
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Everything that belongs to a connection happens on one worker: recorded at each step, under load.
+
+use crate::support::clock;
+use crate::support::http::Client;
+use crate::support::servers::Redis;
+use flashsale::catalog::Catalog;
+use flashsale::code::Codes;
+use flashsale::core::{self, Cores};
+use flashsale::domain::{SaleId, Terms};
+use flashsale::http::connection::Service;
+use flashsale::http::request::Head;
+use flashsale::http::response::Responder;
+use flashsale::http::server::{self, Server};
+use flashsale::inventory::redis::{RedisInventory, Shared};
+use flashsale::inventory::{Clock, Inventory, View};
+use flashsale::keeper::merge::Rebuilt;
+use flashsale::keeper::store::Store;
+use flashsale::record::{self, Message};
+use flashsale::redis::target::Target;
+use flashsale::service::{Answer, Session, Shop};
+use may::io::WaitIoWaker;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+const CORES: usize = 2;
+const CLIENTS: usize = 24;
+const ROUNDS: usize = 100;
+
+type Steps = BTreeMap<usize, BTreeSet<(&'static str, Option<usize>)>>;
+
+/// The real service, which notes on which worker each of its steps ran.
+struct Recorded {
+    shop: Shop,
+    next: AtomicUsize,
+    steps: Mutex<Steps>,
+}
+
+impl Recorded {
+    fn note(&self, connection: usize, step: &'static str) {
+        self.steps.lock().unwrap().entry(connection).or_default().insert((step, core::current()));
+    }
+}
+
+struct Noted {
+    connection: usize,
+    inner: Session,
+}
+
+impl Service for Recorded {
+    type Session = Noted;
+    type Answer = (usize, Answer);
+
+    fn session(&self, core: usize, waker: WaitIoWaker) -> Noted {
+        let connection = self.next.fetch_add(1, Ordering::Relaxed);
+        self.note(connection, "session");
+        assert_eq!(Some(core), core::current());
+        Noted { connection, inner: self.shop.session(core, waker) }
+    }
+    fn begin(&self, session: &mut Noted, head: &Head<'_>) -> Option<Self::Answer> {
+        self.note(session.connection, "begin");
+        self.shop.begin(&mut session.inner, head).map(|answer| (session.connection, answer))
+    }
+    fn poll(&self, session: &mut Noted) -> Option<Self::Answer> {
+        self.note(session.connection, "poll");
+        self.shop.poll(&mut session.inner).map(|answer| (session.connection, answer))
+    }
+    fn give_up(&self, session: &mut Noted) -> Self::Answer {
+        (session.connection, self.shop.give_up(&mut session.inner))
+    }
+    fn patience(&self) -> Duration {
+        self.shop.patience()
+    }
+    fn render(&self, answer: &Self::Answer, to: &mut Responder<'_>) {
+        self.note(answer.0, "render");
+        self.shop.render(&answer.1, to);
+    }
+}
+
+fn open_sale(target: &Arc<Target>) -> View {
+    let now = clock::now() as u64;
+    let terms = Terms {
+        sale: SaleId(now),
+        items: 1_000_000,
+        user_limit: 1_000_000,
+        hold_ms: 600_000,
+        starts_ms: now * 1000,
+        ends_ms: (now + 3600) * 1000,
+    };
+    let mut store = Store::new(target.clone(), Duration::from_secs(2));
+    store.build(&terms, 1, &Rebuilt::default(), &mut || Ok(())).unwrap();
+    store.open(&terms, 1).unwrap();
+    let clock = Clock::new(Instant::now(), store.now_ms().unwrap());
+    View { epoch: 1, selling: true, sales: vec![terms], identity: store.identity().unwrap(), clock }
+}
+
+fn start(redis: &Redis) -> (Arc<Recorded>, Server<Recorded>) {
+    let cores = Cores::start(CORES).unwrap();
+    let target = Arc::new(Target::parse(&redis.addr().to_string()).unwrap());
+    target.resolve().unwrap();
+    let gate = Arc::new(arc_swap::ArcSwap::from_pointee(open_sale(&target)));
+    let (recorder, inbox) = record::channel(1024);
+    std::thread::spawn(move || while let Ok(Message::Records(_)) = inbox.receiver.recv() {});
+    let shared = Shared {
+        gate,
+        instance: 1,
+        recorder: Arc::new(recorder),
+        ack_by_ledger: false,
+        timeout: Duration::from_secs(5),
+        suspicions: crossbeam_channel::bounded(1).0,
+        counter: AtomicU64::new(0),
+    };
+    let inventory = Arc::new(RedisInventory::start(cores, &target, shared).unwrap());
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !inventory.is_ready() {
+        assert!(Instant::now() < deadline, "the drivers do not connect");
+        std::thread::yield_now();
+    }
+    let shop = Shop::new(inventory, Codes::new(&[7; 16]), Catalog::generated(""), Duration::from_secs(5));
+    let recorded = Arc::new(Recorded { shop, next: AtomicUsize::new(0), steps: Mutex::new(Steps::new()) });
+    let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let server = Server::start(cores, listener, recorded.clone(), 1000).unwrap();
+    (recorded, server)
+}
+
+#[test]
+fn a_connection_stays_on_its_worker() {
+    let redis = Redis::start();
+    let (recorded, server) = start(&redis);
+    let address = server.address();
+    std::thread::scope(|scope| {
+        for n in 0..CLIENTS {
+            scope.spawn(move || {
+                let mut client = Client::new(address);
+                for _ in 0..ROUNDS {
+                    // In debug builds the drivers assert their worker too: a violation would end one of them, and
+                    // answers with it.
+                    let code = client.code(&format!("u{n}"), "i");
+                    assert_eq!(client.purchase(&code).status, 200);
+                }
+            });
+        }
+    });
+    let steps = recorded.steps.lock().unwrap();
+    assert_eq!(steps.len(), CLIENTS);
+    let mut used = BTreeSet::new();
+    for (connection, steps) in steps.iter() {
+        let workers: BTreeSet<_> = steps.iter().map(|(_, worker)| *worker).collect();
+        let kinds: BTreeSet<_> = steps.iter().map(|(kind, _)| *kind).collect();
+        assert_eq!(workers.len(), 1, "connection {connection} was on several workers: {steps:?}");
+        assert_eq!(kinds, BTreeSet::from(["begin", "poll", "render", "session"]));
+        used.extend(workers);
+    }
+    assert_eq!(used, (0..CORES).map(Some).collect(), "both workers have connections");
+}
