@@ -154,6 +154,11 @@ impl Duel<'_> {
         assert_eq!(replies.len(), self.expected.len());
         for ((at, expected), mut reply) in std::mem::take(&mut self.expected).into_iter().zip(replies) {
             self.take_known_facts(&mut reply).map_err(|why| format!("step {at}: {why}"))?;
+            if let (Ok(told), Ok(wanted)) = (&reply, &expected) {
+                for (i, (told, wanted)) in told.iter().zip(wanted).enumerate() {
+                    same(&format!("step {at}, request {i}"), told, wanted)?;
+                }
+            }
             same(&format!("step {at}"), reply, expected)?;
         }
         let state = State::read(&mut self.bench.connection, &self.terms);
