@@ -137,8 +137,9 @@ fn start_embedded(
     let appender = ledger.appender(codes.clone()).map_err(failed)?;
     let (recorder, inbox) = record::channel(CHANNEL_MESSAGES);
     let recorder = Arc::new(recorder);
-    let (writer, _) = start_writer(inbox, appender, mailboxes, OnFailure::GiveBack)?;
     let (sales, gate) = (embedded::Sales::default(), gate());
+    let give_back = OnFailure::GiveBack(Arc::new(sales.clone()));
+    let (writer, _) = start_writer(inbox, appender, mailboxes, give_back)?;
     let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, sales.clone(), gate.clone());
     let keeper = keeper.map_err(failed)?;
     let parts = embedded::Parts { sales, gate: gate.clone(), instance, recorder: recorder.clone() };

@@ -1,16 +1,17 @@
 //! The embedded inventory: the memory inventory behind one lock, answered once the ledger has it.
 //!
 //! Owns the running sales of this one process, the gathering of a turn's requests, and the undoing of what the ledger
-//! did not take. Invariant: nothing is answered that is not on disk, and the lock is never held across a wait.
-//! Refuses to know SQL and HTTP.
+//! did not take. Invariants: nothing is answered that is not on disk; the writer gets the records in the order in
+//! which they were decided; no decision stands that was made on the ground of an undone one; the lock is never held
+//! across a wait. Refuses to know SQL and HTTP.
 
 use super::memory::{Decision, MemorySale};
 use super::{Gate, Inventory};
 use crate::code::{MAX_COUNTER, hold_number};
 use crate::core::{Bell, Cores, Ticket, Waiter};
-use crate::domain::{HoldNumber, Outcome, Record, Request, SaleId};
-use crate::record::{Ack, Handoff, Recorder};
-use arc_swap::ArcSwap;
+use crate::domain::{HoldNumber, Outcome, Record, Request, SaleId, Terms};
+use crate::ledger::sqlite::EPOCH;
+use crate::record::{Ack, Handoff, Recorder, TakeBack};
 use may::io::WaitIoWaker;
 use parking_lot::Mutex;
 use std::io;
@@ -18,8 +19,39 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The sales that are open, each behind a lock of its own.
-pub type Sales = Arc<ArcSwap<Vec<Arc<Mutex<MemorySale>>>>>;
+/// The sales that are open, by their start, all behind one lock: a turn takes it once, and whoever has it sees
+/// everything that was decided and not yet handed over, which is nothing.
+#[derive(Clone, Default)]
+pub struct Sales(Arc<Mutex<Vec<MemorySale>>>);
+
+impl Sales {
+    /// The terms of the open sales, by their start.
+    pub fn terms(&self) -> Vec<Terms> {
+        self.0.lock().iter().map(|sale| *sale.terms()).collect()
+    }
+
+    /// Opens `sale`.
+    pub fn open(&self, sale: MemorySale) {
+        let mut sales = self.0.lock();
+        sales.push(sale);
+        sales.sort_by_key(|sale| sale.terms().starts_ms);
+    }
+
+    /// Forgets the sales that ended before `ms` (unix milliseconds).
+    pub fn forget(&self, ms: u64) {
+        let ended: Vec<MemorySale> = self.0.lock().extract_if(.., |sale| sale.terms().ends_ms < ms).collect();
+        // Not under the lock: there may be a million holds to free.
+        drop(ended);
+    }
+}
+
+impl TakeBack for Sales {
+    fn take_back(&self, refused: &mut Vec<Box<Handoff>>, rest: &mut dyn FnMut(&mut Vec<Box<Handoff>>)) {
+        let mut sales = self.0.lock();
+        rest(refused);
+        refused.iter().rev().for_each(|handoff| undo(&mut sales, handoff));
+    }
+}
 
 /// This machine's clock, unix milliseconds.
 pub fn wall_clock_ms() -> u64 {
@@ -77,98 +109,75 @@ impl EmbeddedInventory {
         Ok(inventory)
     }
 
-    /// Decides the requests of each turn together, and hands them over in one piece.
+    /// Decides the requests of each turn together.
     fn drive(&self, core: usize, bell: &Bell) {
-        let mut batch = Vec::new();
         let Some(desk) = self.desks.get(core) else { return };
+        let (mut batch, mut told) = (Vec::new(), Vec::new());
         loop {
             bell.wait();
             std::mem::swap(&mut batch, &mut *desk.pending.lock());
-            let sales = self.parts.sales.load_full();
-            let now_ms = wall_clock_ms();
-            while let Some(sale) = batch.first().and_then(|p| self.sale_of(&sales, &p.request, now_ms)) {
-                self.decide(desk, &sale, now_ms, &mut batch);
-            }
-            for pending in batch.drain(..) {
-                pending.waiter.deliver(pending.ticket, Outcome::Unavailable);
+            self.decide(desk, &mut batch, &mut told);
+            for Ack { waiter, ticket, outcome } in told.drain(..) {
+                waiter.deliver(ticket, outcome);
             }
         }
     }
 
-    fn sale_of(
-        &self,
-        sales: &[Arc<Mutex<MemorySale>>],
-        request: &Request,
-        now_ms: u64,
-    ) -> Option<Arc<Mutex<MemorySale>>> {
-        let wanted = |sale: &MemorySale| match request {
-            Request::Checkout { .. } => sale.terms().is_on(now_ms),
-            Request::Purchase { hold } => sale.terms().sale == hold.sale,
-        };
-        sales.iter().find(|sale| wanted(&sale.lock())).cloned()
-    }
-
-    /// Decides those of `batch` that are about `sale`, and leaves the others.
-    fn decide(&self, desk: &Desk, sale: &Mutex<MemorySale>, now_ms: u64, batch: &mut Vec<Pending>) {
-        let mut state = sale.lock();
-        let (id, on) = (state.terms().sale, state.terms().is_on(now_ms));
-        let mut handoff = self.parts.recorder.blank(desk.core, id, crate::ledger::sqlite::EPOCH);
-        batch.retain(|pending| {
-            let outcome = match self.decide_one(&mut state, now_ms, (id, on), &pending.request) {
-                None => return true,
-                Some((outcome, record)) => {
-                    record.iter().for_each(|record| handoff.records.push(record));
-                    outcome
-                }
-            };
+    /// Decides `batch` in its order. What nobody has to wait for is left in `told`.
+    fn decide(&self, desk: &Desk, batch: &mut Vec<Pending>, told: &mut Vec<Ack>) {
+        let mut sales = self.parts.sales.0.lock();
+        let now_ms = wall_clock_ms();
+        let mut open: Option<Box<Handoff>> = None;
+        for Pending { waiter, ticket, request } in batch.drain(..) {
+            let (sale, outcome, record) = self.decide_one(&mut sales, now_ms, &request);
+            let ack = Ack { waiter, ticket, outcome };
             // Whatever reveals a record waits for it, also when it is another request's that is still on its way:
             // the writer writes in the order of handing over.
-            let reveals =
-                matches!(outcome, Outcome::Held { .. } | Outcome::Purchased { .. } | Outcome::AlreadyPurchased { .. });
-            if reveals {
-                handoff.acks.push(Ack { waiter: pending.waiter.clone(), ticket: pending.ticket, outcome });
-            } else {
-                pending.waiter.deliver(pending.ticket, outcome);
+            if !matches!(outcome, Outcome::Held { .. } | Outcome::Purchased { .. } | Outcome::AlreadyPurchased { .. }) {
+                told.push(ack);
+                continue;
             }
-            false
-        });
-        if handoff.acks.is_empty() {
-            self.parts.recorder.give_back(handoff);
-            return;
+            // A handoff is of one sale; at an edge there may be two in a turn.
+            if let Some(other) = open.take_if(|handoff| handoff.records.sale != sale) {
+                self.hand_over(&mut sales, other, told);
+            }
+            let handoff = open.get_or_insert_with(|| self.parts.recorder.blank(desk.core, sale, EPOCH));
+            record.iter().for_each(|record| handoff.records.push(record));
+            handoff.acks.push(ack);
         }
         // Under the lock, so that the writer gets the records in the order in which they were decided.
-        if let Err(refused) = self.parts.recorder.hand_over(handoff) {
-            undo(&mut state, &refused);
-            drop(state);
-            self.give_up(refused);
+        if let Some(handoff) = open {
+            self.hand_over(&mut sales, handoff, told);
         }
     }
 
-    /// The decision and its record; `None` if the request is about another sale.
+    /// The sale, the decision and its record.
     fn decide_one(
         &self,
-        state: &mut MemorySale,
+        sales: &mut [MemorySale],
         now_ms: u64,
-        (id, on): (SaleId, bool),
         request: &Request,
-    ) -> Option<(Outcome, Option<Record>)> {
+    ) -> (SaleId, Outcome, Option<Record>) {
+        let asked = sales.iter_mut().find(|sale| match request {
+            Request::Checkout { .. } => sale.terms().is_on(now_ms),
+            Request::Purchase { hold } => sale.terms().sale == hold.sale,
+        });
+        let Some(sale) = asked else { return (SaleId(0), Outcome::Unavailable, None) };
+        let terms = *sale.terms();
         let decision = match *request {
-            Request::Checkout { user, item } if on => match self.number() {
-                Some(number) => state.checkout(now_ms, number, user, item),
-                None => return Some((Outcome::Unavailable, None)),
+            Request::Checkout { user, item } => match self.number() {
+                Some(number) => sale.checkout(now_ms, number, user, item),
+                None => return (terms.sale, Outcome::Unavailable, None),
             },
-            Request::Purchase { hold } if hold.sale == id => state.purchase(now_ms, hold.number),
-            _ => return None,
+            Request::Purchase { hold } => sale.purchase(now_ms, hold.number),
         };
-        Some(match decision {
-            Decision::Decided { outcome, record } => (outcome, record),
-            Decision::NotOn { now_ms }
-                if now_ms >= state.terms().ends_ms && matches!(request, Request::Purchase { .. }) =>
-            {
-                (Outcome::InvalidCode, None)
+        match decision {
+            Decision::Decided { outcome, record } => (terms.sale, outcome, record),
+            Decision::NotOn { now_ms } if now_ms >= terms.ends_ms && matches!(request, Request::Purchase { .. }) => {
+                (terms.sale, Outcome::InvalidCode, None)
             }
-            Decision::NotOn { .. } | Decision::Duplicate => (Outcome::Unavailable, None),
-        })
+            Decision::NotOn { .. } | Decision::Duplicate => (terms.sale, Outcome::Unavailable, None),
+        }
     }
 
     fn number(&self) -> Option<HoldNumber> {
@@ -176,22 +185,26 @@ impl EmbeddedInventory {
         hold_number(self.parts.instance, Some(counter).filter(|c| *c <= MAX_COUNTER)?)
     }
 
-    fn give_up(&self, mut handoff: Box<Handoff>) {
-        for ack in handoff.acks.drain(..) {
-            ack.waiter.deliver(ack.ticket, Outcome::Unavailable);
+    /// Hands over, or undoes at once what finds the channel full.
+    fn hand_over(&self, sales: &mut [MemorySale], handoff: Box<Handoff>, told: &mut Vec<Ack>) {
+        if let Err(mut refused) = self.parts.recorder.hand_over(handoff) {
+            undo(sales, &refused);
+            told.extend(refused.acks.drain(..).map(|ack| Ack { outcome: Outcome::Unavailable, ..ack }));
+            self.parts.recorder.give_back(refused);
         }
-        self.parts.recorder.give_back(handoff);
     }
 }
 
-/// Takes back what `handoff` records, the newest first.
-fn undo(state: &mut MemorySale, handoff: &Handoff) {
+/// Takes back what `handoff` records, the newest first. A sale that is forgotten needs nothing.
+fn undo(sales: &mut [MemorySale], handoff: &Handoff) {
+    let Some(sale) = sales.iter_mut().find(|sale| sale.terms().sale == handoff.records.sale) else { return };
     let records: Vec<Record> = handoff.records.iter().filter_map(|r| r.to_owned().ok()).collect();
-    records.iter().rev().for_each(|record| state.undo(record));
+    records.iter().rev().for_each(|record| sale.undo(record));
 }
 
 impl Inventory for EmbeddedInventory {
     fn submit(&self, waiter: &Arc<Waiter>, ticket: Ticket, request: &Request) -> Option<Outcome> {
+        crate::core::debug_assert_on(waiter.core());
         let Some(desk) = self.desks.get(waiter.core()) else { return Some(Outcome::Unavailable) };
         let view = self.parts.gate.load();
         if !view.selling {
@@ -213,15 +226,9 @@ impl Inventory for EmbeddedInventory {
     fn tick(&self, _core: usize) {}
 
     fn written(&self, _core: usize, mut handoff: Box<Handoff>, ok: bool) {
-        if !ok {
-            let sales = self.parts.sales.load();
-            if let Some(sale) = sales.iter().find(|sale| sale.lock().terms().sale == handoff.records.sale) {
-                undo(&mut sale.lock(), &handoff);
-            }
-            return self.give_up(handoff);
-        }
-        for ack in handoff.acks.drain(..) {
-            ack.waiter.deliver(ack.ticket, ack.outcome);
+        // What the ledger did not take is undone already: see `Sales::take_back`.
+        for Ack { waiter, ticket, outcome } in handoff.acks.drain(..) {
+            waiter.deliver(ticket, if ok { outcome } else { Outcome::Unavailable });
         }
         self.parts.recorder.give_back(handoff);
     }
@@ -232,5 +239,64 @@ impl Inventory for EmbeddedInventory {
 
     fn undecided(&self, core: usize) -> usize {
         self.desks.get(core).map_or(0, |desk| desk.pending.lock().len())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::domain::{HoldKey, Records};
+    use crate::inventory::memory::Stock;
+
+    const TERMS: Terms =
+        Terms { sale: SaleId(1), items: 2, user_limit: 2, hold_ms: 100, starts_ms: 1_000, ends_ms: 2_000 };
+
+    fn decide(sales: &Sales, sale: SaleId, work: impl FnOnce(&mut MemorySale) -> Decision) -> Box<Handoff> {
+        let mut records = Records::new(sale, EPOCH);
+        let mut open = sales.0.lock();
+        let sale = open.iter_mut().find(|open| open.terms().sale == sale).unwrap();
+        if let Decision::Decided { record: Some(record), .. } = work(sale) {
+            records.push(&record);
+        }
+        Box::new(Handoff { core: 0, records, acks: Vec::new() })
+    }
+
+    #[test]
+    fn what_the_ledger_refuses_is_undone_newest_first_with_all_that_came_after() {
+        let sales = Sales::default();
+        let later = Terms { sale: SaleId(2), starts_ms: 2_000, ends_ms: 3_000, ..TERMS };
+        [later, TERMS].into_iter().for_each(|terms| sales.open(MemorySale::open(terms, [], 0)));
+        assert_eq!(sales.terms(), [TERMS, later]);
+        let user: crate::domain::Id = "u".parse().unwrap();
+        let take = |sale: SaleId, now: u64, number: u64| {
+            decide(&sales, sale, |sale| sale.checkout(now, HoldNumber(number), user, user))
+        };
+        take(SaleId(1), 1_000, 1);
+        let mut refused = vec![
+            decide(&sales, SaleId(1), |sale| sale.purchase(1_050, HoldNumber(1))),
+            take(SaleId(1), 1_060, 2),
+            take(SaleId(2), 2_000, 3),
+        ];
+        let mut after = vec![decide(&sales, SaleId(1), |sale| sale.purchase(1_070, HoldNumber(2)))];
+        sales.take_back(&mut refused, &mut |refused| {
+            assert!(sales.0.is_locked(), "nothing is decided while the rest is gathered");
+            refused.append(&mut after);
+        });
+        assert_eq!(refused.len(), 4, "all of them get their answer");
+        let mut open = sales.0.lock();
+        assert_eq!(open[0].stock(1_070), Stock { free: 1, held: 1, purchased: 0 });
+        assert_eq!(open[1].stock(2_000), Stock { free: 2, held: 0, purchased: 0 });
+        let again = open[0].purchase(1_080, HoldNumber(1));
+        assert!(matches!(again, Decision::Decided { outcome: Outcome::Purchased { .. }, .. }), "{again:?}");
+        drop(open);
+        sales.forget(2_001);
+        assert_eq!(sales.terms(), [later]);
+        // Of a sale that is gone.
+        let hold = HoldKey { sale: SaleId(1), number: HoldNumber(1) };
+        sales.take_back(
+            &mut vec![Box::new(Handoff { core: 0, records: Records::new(hold.sale, EPOCH), acks: vec![] })],
+            &mut |_| {},
+        );
     }
 }

@@ -95,7 +95,8 @@ pub struct MemorySale {
 }
 
 impl MemorySale {
-    /// The state that the ledger's `rows` tell of: opening is rebuilding. Purchased beats expired beats held.
+    /// The state that the ledger's `rows` tell of: opening is rebuilding. Purchased beats expired beats held. From now
+    /// on time does not go back behind what the kept rows record.
     ///
     /// All purchases are kept. If they and the holds that run at `now_ms` are more than the stock (which only a loss
     /// can bring about), the oldest holds that fit are kept, and the others are forgotten: see
@@ -103,36 +104,36 @@ impl MemorySale {
     pub fn open(terms: Terms, rows: impl IntoIterator<Item = HoldRow>, now_ms: u64) -> MemorySale {
         let mut sale = MemorySale {
             terms,
-            last_ms: now_ms,
+            last_ms: 0,
             holds: BTreeMap::new(),
             queue: BTreeSet::new(),
             purchased: 0,
             users: HashMap::new(),
             dropped: 0,
         };
-        let mut found: BTreeMap<HoldNumber, Hold> = BTreeMap::new();
+        let mut found: BTreeMap<HoldNumber, (Hold, u64)> = BTreeMap::new();
         for row in rows {
+            let at_ms = row.taken_ms.max(row.purchased_ms.unwrap_or(0));
             let state = match row.purchased_ms {
                 Some(_) => HoldState::Purchased,
                 None if row.expires_ms <= now_ms => HoldState::Expired,
                 None => HoldState::Held,
             };
-            if found.get(&row.number).is_none_or(|other| other.state < state) {
+            if found.get(&row.number).is_none_or(|(other, _)| other.state < state) {
                 let HoldRow { number, user, item, taken_ms, expires_ms, .. } = row;
-                found.insert(number, Hold { user, item, taken_ms, expires_ms, state });
+                found.insert(number, (Hold { user, item, taken_ms, expires_ms, state }, at_ms));
             }
         }
         // What is sold takes its items first; then the holds, the oldest first.
-        let (held, settled): (Vec<_>, Vec<_>) = found.into_iter().partition(|(_, hold)| hold.state == HoldState::Held);
-        for (number, hold) in settled {
-            sale.insert(number, hold);
-        }
-        for (number, hold) in held {
-            if sale.free() > 0 {
-                sale.insert(number, hold);
-            } else {
+        let is_held = |(_, (hold, _)): &(HoldNumber, (Hold, u64))| hold.state == HoldState::Held;
+        let (held, settled): (Vec<_>, Vec<_>) = found.into_iter().partition(is_held);
+        for (number, (hold, at_ms)) in settled.into_iter().chain(held) {
+            if hold.state == HoldState::Held && sale.free() == 0 {
                 sale.dropped += 1;
+                continue;
             }
+            sale.insert(number, hold);
+            sale.last_ms = sale.last_ms.max(at_ms);
         }
         sale
     }

@@ -8,9 +8,8 @@ use crate::domain::Terms;
 use crate::inventory::embedded::{Sales, wall_clock_ms};
 use crate::inventory::memory::MemorySale;
 use crate::inventory::{Clock, Gate, View};
-use crate::ledger::{Ledger, LedgerError, sqlite};
+use crate::ledger::{Ledger, LedgerError, SaleRow, sqlite};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +25,7 @@ pub struct Keeper {
     sales: Sales,
     gate: Gate,
     trouble: bool,
+    warned: bool,
 }
 
 impl Keeper {
@@ -36,7 +36,7 @@ impl Keeper {
         sales: Sales,
         gate: Gate,
     ) -> Result<Keeper, LedgerError> {
-        let mut keeper = Keeper { ledger, settings, sales, gate, trouble: false };
+        let mut keeper = Keeper { ledger, settings, sales, gate, trouble: false, warned: false };
         keeper.round()?;
         Ok(keeper)
     }
@@ -45,57 +45,79 @@ impl Keeper {
     pub fn run(mut self, stop: &Receiver<()>) {
         while stop.recv_timeout(ROUND) == Err(RecvTimeoutError::Timeout) {
             match self.round() {
-                Ok(()) => self.trouble = false,
+                Ok(()) if self.trouble => {
+                    tracing::info!("sales can be opened again");
+                    self.trouble = false;
+                }
                 Err(error) if !self.trouble => {
                     tracing::error!("cannot open the next sale: {error}");
                     self.trouble = true;
                 }
-                Err(_) => {}
+                Ok(()) | Err(_) => {}
             }
         }
     }
 
     fn round(&mut self) -> Result<(), LedgerError> {
         let now_ms = wall_clock_ms();
-        let open: Vec<Terms> = self.sales.load().iter().map(|sale| *sale.lock().terms()).collect();
-        if !open.is_empty() && is_far_enough(&open, now_ms) && open.iter().all(|t| t.ends_ms + LINGER_MS > now_ms) {
+        let open = self.sales.terms();
+        let one_is_on = open.iter().any(|terms| terms.is_on(now_ms));
+        let none_is_old = open.iter().all(|terms| terms.ends_ms + LINGER_MS > now_ms);
+        if one_is_on && none_is_old && is_far_enough(&open, now_ms) {
             return Ok(());
         }
-        let since = now_ms.saturating_sub(self.settings.sale_ms);
-        let mut rows = self.ledger.sales(since)?;
-        loop {
-            let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
-            if is_far_enough(&known, now_ms) {
-                break;
-            }
-            rows.push(self.ledger.plan(&next_terms(known.last(), now_ms, &self.settings))?);
-        }
-        let mut sales: Vec<_> = self.sales.load().iter().cloned().collect();
-        for row in rows.iter().filter(|row| row.terms.ends_ms > now_ms && !open.contains(&row.terms)) {
+        for row in self.due(now_ms)?.iter().filter(|row| row.terms.ends_ms > now_ms && !open.contains(&row.terms)) {
             if !row.opened {
                 self.ledger.mark_opened(row.terms.sale)?;
             }
-            let mut holds = Vec::new();
-            self.ledger.holds(row.terms.sale, &mut |hold| holds.push(hold))?;
-            let found = holds.len();
-            let sale = MemorySale::open(row.terms, holds, now_ms);
-            tracing::info!(sale = row.terms.sale.0, items = row.terms.items, holds = found, "opened");
-            if sale.dropped() > 0 {
-                tracing::error!(sale = row.terms.sale.0, holds = sale.dropped(), "holds found no item left");
-            }
-            sales.push(Arc::new(Mutex::new(sale)));
+            let sale = self.rebuild(&row.terms, now_ms)?;
+            self.sales.open(sale);
         }
-        sales.retain(|sale| sale.lock().terms().ends_ms + LINGER_MS > now_ms);
-        sales.sort_by_key(|sale| sale.lock().terms().starts_ms);
-        let terms = sales.iter().map(|sale| *sale.lock().terms()).collect();
-        self.sales.store(Arc::new(sales));
+        self.sales.forget(now_ms.saturating_sub(LINGER_MS));
         self.gate.store(Arc::new(View {
             epoch: sqlite::EPOCH,
             selling: true,
-            sales: terms,
+            sales: self.sales.terms(),
             identity: String::new(),
             clock: Clock::new(Instant::now(), now_ms),
         }));
         Ok(())
+    }
+
+    /// The sales that the ledger has, up to those far enough ahead: what is missing of them is planned.
+    fn due(&mut self, now_ms: u64) -> Result<Vec<SaleRow>, LedgerError> {
+        let mut rows = self.ledger.sales(now_ms.saturating_sub(self.settings.sale_ms))?;
+        loop {
+            let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
+            if is_far_enough(&known, now_ms) {
+                return Ok(rows);
+            }
+            rows.push(self.ledger.plan(&next_terms(known.last(), now_ms, &self.settings))?);
+        }
+    }
+
+    fn rebuild(&mut self, terms: &Terms, now_ms: u64) -> Result<MemorySale, LedgerError> {
+        let mut holds = Vec::new();
+        self.ledger.holds(terms.sale, &mut |hold| holds.push(hold))?;
+        let found = holds.len();
+        let sale = MemorySale::open(*terms, holds, now_ms);
+        tracing::info!(sale = terms.sale.0, items = terms.items, holds = found, "opened");
+        if !self.settings_are_of(terms) && !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(
+                ?terms,
+                settings = ?self.settings,
+                "a sale was opened with other settings; the present ones apply from the first sale not opened yet"
+            );
+        }
+        if sale.dropped() > 0 {
+            tracing::error!(sale = terms.sale.0, holds = sale.dropped(), "holds found no item left");
+        }
+        Ok(sale)
+    }
+
+    fn settings_are_of(&self, terms: &Terms) -> bool {
+        let SaleSettings { items, user_limit, sale_ms, hold_ms } = self.settings;
+        (terms.items, terms.user_limit, terms.hold_ms) == (items, user_limit, hold_ms)
+            && terms.ends_ms - terms.starts_ms == sale_ms
     }
 }

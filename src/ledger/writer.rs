@@ -6,7 +6,7 @@
 
 use super::{Append, LedgerError};
 use crate::domain::Records;
-use crate::record::{Counters, Handoff, Inbox, Mailbox, Message};
+use crate::record::{Counters, Handoff, Inbox, Mailbox, Message, TakeBack};
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use std::io;
 use std::sync::Arc;
@@ -24,12 +24,12 @@ const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
 /// What happens to a batch that the ledger cannot take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum OnFailure {
     /// It is tried until it is taken: the decision stands, in Redis.
     Retry,
-    /// It is given back: the decision is undone, in memory.
-    GiveBack,
+    /// It is given back, with all that was decided since: the decisions are undone, in memory.
+    GiveBack(Arc<dyn TakeBack>),
 }
 
 /// The writer's thread and what it is made of.
@@ -83,9 +83,10 @@ impl<A: Append + 'static> Writer<A> {
     }
 
     fn run(mut self) {
+        let mut failing = None;
         loop {
             let Some(mut batch) = self.gather() else { return };
-            self.write(&mut batch.handoffs);
+            self.write(&mut batch, &mut failing);
             for done in batch.flushes {
                 let _ = done.try_send(true);
             }
@@ -105,7 +106,7 @@ impl<A: Append + 'static> Writer<A> {
                 batch.add(message);
                 continue;
             }
-            if batch.awaited || self.on_failure == OnFailure::GiveBack {
+            if batch.awaited || matches!(self.on_failure, OnFailure::GiveBack(_)) {
                 break;
             }
             match self.inbox.receiver.recv_deadline(until) {
@@ -116,15 +117,17 @@ impl<A: Append + 'static> Writer<A> {
         Some(batch)
     }
 
-    fn write(&mut self, handoffs: &mut Vec<Box<Handoff>>) {
+    /// Writes `batch`. `failing` is since when the ledger has not taken anything, so that this is said once.
+    fn write(&mut self, batch: &mut Batch, failing: &mut Option<Instant>) {
         let mut backoff = MIN_BACKOFF;
-        let mut failing: Option<Instant> = None;
         loop {
+            let handoffs = &mut batch.handoffs;
             let records: Vec<&Records> = handoffs.iter().map(|h| &h.records).filter(|r| !r.is_empty()).collect();
-            let result = if records.is_empty() { Ok(()) } else { self.ledger.append(&records) };
+            let nothing = records.is_empty();
+            let result = if nothing { Ok(()) } else { self.ledger.append(&records) };
             match result {
                 Ok(()) => {
-                    if let Some(since) = failing {
+                    if let Some(since) = failing.take_if(|_| !nothing) {
                         tracing::info!("the ledger takes records again, after {:.1?}", since.elapsed());
                     }
                     return self.settle(handoffs, true);
@@ -135,14 +138,29 @@ impl<A: Append + 'static> Writer<A> {
                         tracing::error!("the ledger does not take records: {why}");
                     }
                     failing.get_or_insert_with(Instant::now);
-                    if self.on_failure == OnFailure::GiveBack {
-                        return self.settle(handoffs, false);
+                    if let OnFailure::GiveBack(decider) = &self.on_failure {
+                        self.take_back(decider.as_ref(), batch);
+                        return self.settle(&mut batch.handoffs, false);
                     }
                     std::thread::sleep(backoff);
                     backoff = (backoff * 2).min(MAX_BACKOFF);
                 }
             }
         }
+    }
+
+    /// Has `batch` undone, with all that is in the channel.
+    fn take_back(&self, decider: &dyn TakeBack, batch: &mut Batch) {
+        let mut others = Vec::new();
+        decider.take_back(&mut batch.handoffs, &mut |refused| {
+            while let Ok(message) = self.inbox.receiver.try_recv() {
+                match message {
+                    Message::Records(handoff) => refused.push(handoff),
+                    other => others.push(other),
+                }
+            }
+        });
+        others.into_iter().for_each(|message| batch.add(message));
     }
 
     /// Hands back what was written or refused, and rings for it.

@@ -7,7 +7,9 @@ use crate::support::servers::{Mode, Stack};
 use std::time::Duration;
 
 crate::on_stacks! {
-    distributed: granted, refused, retry_after, holds_end_with_the_sale, awkward_ids, pictures, servers_away, two_instances
+    distributed: granted, refused, retry_after, holds_end_with_the_sale, awkward_ids, pictures, servers_away,
+        two_instances;
+    embedded: granted, refused, retry_after, holds_end_with_the_sale, awkward_ids, pictures
 }
 
 /// What every answer has, and what every refusal says.

@@ -4,7 +4,10 @@ use crate::support::clock;
 use crate::support::http::Client;
 use crate::support::servers::{Mode, Stack};
 
-crate::on_stacks! { distributed: connections, limits, malformed, bodies }
+crate::on_stacks! {
+    distributed: connections, limits, malformed, bodies;
+    embedded: connections, limits, malformed, bodies
+}
 
 const HEAD_LIMIT: usize = 8192;
 const BODY_LIMIT: usize = 65536;

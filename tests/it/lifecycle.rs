@@ -8,7 +8,10 @@ use crate::support::servers::{Mode, Stack};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-crate::on_stacks! { distributed: sigterm_under_load, sigint_under_load, idle_end, codes_outlive_a_restart }
+crate::on_stacks! {
+    distributed: sigterm_under_load, sigint_under_load, idle_end, codes_outlive_a_restart;
+    embedded: sigterm_under_load, sigint_under_load, idle_end, codes_outlive_a_restart
+}
 
 fn sigterm_under_load(mode: Mode) {
     end_under_load(mode, |app| app.terminate());

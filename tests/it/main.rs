@@ -9,6 +9,7 @@
 mod api;
 mod catalog;
 mod docs;
+mod embedded;
 mod http_raw;
 mod lifecycle;
 mod package;

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 crate::on_stacks! {
     distributed: a_fight_for_all_items, racers_for_one_code, expired_holds_are_sold_again, holds_come_and_go,
+        edges_under_load;
+    embedded: a_fight_for_all_items, racers_for_one_code, expired_holds_are_sold_again, holds_come_and_go,
         edges_under_load
 }
 

@@ -1,0 +1,247 @@
+//! The embedded mode: what was answered is on the disk, whatever becomes of the process or the disk.
+
+use crate::support::app::{App, Builder};
+use crate::support::audit::{self, Terms};
+use crate::support::clock;
+use crate::support::history::{Checkout, History, Shopper, Told, load};
+use crate::support::process::{self, poll};
+use crate::support::servers::{Mode, Stack};
+use std::collections::HashSet;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tempfile::TempDir;
+
+fn builder(base: Builder, terms: &Terms) -> Builder {
+    base.env("SALE_ITEMS", terms.items)
+        .env("USER_LIMIT", terms.user_limit)
+        .env("SALE_SECONDS", terms.sale_seconds)
+        .env("HOLD_SECONDS", terms.hold_seconds)
+}
+
+/// Checks out under a name of its own each time, and redeems every second code.
+fn shop(shopper: &mut Shopper<'_>, name: &str) {
+    let user = format!("{name}-{}-{}", shopper.number, shopper.round);
+    if let Told::Granted(code) = shopper.checkout(&user, "i")
+        && shopper.round.is_multiple_of(2)
+    {
+        shopper.purchase(&code);
+    }
+}
+
+/// The codes that were granted, the redeemed ones first, and those of which nothing else is known.
+fn codes(history: &History) -> (Vec<String>, Vec<Checkout>) {
+    let purchases = history.purchases();
+    let asked: HashSet<&str> = purchases.iter().map(|p| p.code.as_str()).collect();
+    let used = purchases.iter().filter(|p| matches!(p.told, Told::Granted(_))).map(|p| p.code.clone()).collect();
+    let mut unused = history.checkouts();
+    unused.retain(|c| matches!(&c.told, Told::Granted(code) if !asked.contains(code.as_str())));
+    (used, unused)
+}
+
+#[test]
+fn killed_ten_times_under_load() {
+    let stack = Stack::alone(Mode::Embedded);
+    // The stock is gone before the last kill.
+    let sale_seconds = clock::quiet_sale_seconds();
+    let terms = Terms { items: 4_000, user_limit: 10, sale_seconds, hold_seconds: 3600 };
+    let builder = builder(stack.app(), &terms);
+    let history = History::default();
+    for kill in 0..10 {
+        let mut app = builder.start();
+        let before = history.granted();
+        let step = |shopper: &mut Shopper<'_>| {
+            shop(shopper, &format!("u{kill}"));
+            true
+        };
+        load(&[app.addr()], 16, &history, step, |stop| {
+            poll("a server at work", Duration::from_secs(30), || {
+                (history.granted() >= before + 800 || history.checkouts().len() > 12_000).then_some(())
+            });
+            app.kill();
+            stop.store(true, Ordering::Relaxed);
+        });
+        let rows = audit::check(&history, &stack.ledger(), &terms);
+        assert!(rows.attempts.len() as u64 <= terms.items);
+    }
+    let app = builder.start();
+    let mut client = app.client();
+    let (used, unused) = codes(&history);
+    assert!(used.len() > 500 && unused.len() > 500, "{} {}", used.len(), unused.len());
+    for code in used.iter().step_by(used.len() / 100) {
+        assert_eq!(client.purchase(code).error(), "already_purchased");
+    }
+    for held in unused.iter().step_by(unused.len() / 100) {
+        let Told::Granted(code) = &held.told else { continue };
+        assert_eq!(client.purchase(code).status, 200, "{held:?}");
+        assert_eq!(client.purchase(code).error(), "already_purchased");
+    }
+    // What is left is sold, and not one more.
+    while client.checkout(&format!("last-{}", fastrand::u64(..)), "i").status == 200 {}
+    assert_eq!(stack.ledger().rows().attempts.len() as u64, terms.items);
+}
+
+#[test]
+fn holds_keep_their_expiry() {
+    let stack = Stack::new(Mode::Embedded);
+    let terms = Terms { items: 2, user_limit: 5, sale_seconds: clock::quiet_sale_seconds(), hold_seconds: 5 };
+    let builder = builder(stack.app(), &terms);
+    let mut app = builder.start();
+    let (one, two) = (app.client().code("u", "one"), app.client().code("u", "two"));
+    let taken = clock::now();
+    app.kill();
+    let app = builder.start();
+    let mut client = app.client();
+    assert_eq!(client.purchase(&one).field("item_id"), "one");
+    let refused = client.checkout("v", "i");
+    assert_eq!(refused.error(), "sold_out");
+    assert!(refused.retry_after() as f64 <= (taken + 5.0 - clock::now()).max(0.0) + 1.1, "{refused:?}");
+    let again = poll("the other hold's end", Duration::from_secs(8), || {
+        let answer = client.checkout("v", "i");
+        (answer.status == 200).then_some(answer)
+    });
+    assert!(clock::now() >= taken + 4.0, "the hold got its time: {}", again.text());
+    assert_eq!(client.purchase(&two).error(), "invalid_code");
+}
+
+#[test]
+fn one_process_to_a_folder() {
+    let stack = Stack::new(Mode::Embedded);
+    let app = stack.app().start();
+    let failure = stack.app().run_to_failure();
+    assert!(failure.code > 0, "{}", failure.stderr);
+    let last = failure.stderr.lines().last().unwrap_or_default();
+    assert!(last.contains("DATA_DIR") && last.contains("another flashsale"), "{}", failure.stderr);
+    assert_eq!(app.client().checkout("u", "i").status, 200, "the first one goes on");
+}
+
+#[test]
+fn folders_that_cannot_be_used() {
+    let dir = process::temp_dir();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let check = |path: &Path| {
+        let failure = App::builder().env("DATA_DIR", path.display()).run_to_failure();
+        assert!(failure.code > 0 && failure.code != 101, "{}", failure.stderr);
+        let last = failure.stderr.lines().last().unwrap_or_default();
+        assert!(last.contains("DATA_DIR") && last.contains(path.to_str().unwrap()), "{}", failure.stderr);
+    };
+    check(&file);
+    check(&file.join("below"));
+    if let Some(disk) = SmallDisk::mount("1m") {
+        // Root may write anywhere, save where nobody may.
+        run("mount", &["-o", "remount,ro", disk.path().to_str().unwrap()]).expect("remount");
+        check(&disk.path().join("data"));
+    }
+}
+
+/// A file system of its own, in memory.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    /// `None`, with a message, where this process may not mount anything.
+    fn mount(size: &str) -> Option<SmallDisk> {
+        let dir = process::temp_dir();
+        let options = format!("size={size},mode=0777");
+        match run("mount", &["-t", "tmpfs", "-o", &options, "flashsale-test", dir.path().to_str().unwrap()]) {
+            Ok(()) => Some(SmallDisk(dir)),
+            Err(why) => {
+                eprintln!("not tested: a small disk cannot be mounted here: {why}");
+                None
+            }
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Takes all the room that is left.
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.path().join("filler")).expect("make the filler");
+        while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(self.path().join("filler")).expect("remove the filler");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: on a panic, the server may still have its files open.
+        let _ = run("umount", &["-l", self.path().to_str().unwrap_or_default()]);
+    }
+}
+
+fn run(program: &str, args: &[&str]) -> Result<(), String> {
+    let output = Command::new(program).args(args).output().map_err(|e| format!("{program}: {e}"))?;
+    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()) }
+}
+
+#[test]
+fn a_full_disk() {
+    let Some(disk) = SmallDisk::mount("24m") else { return };
+    let stack = Stack::alone(Mode::Embedded);
+    let sale_seconds = clock::quiet_sale_seconds();
+    let terms = Terms { items: 1_000_000, user_limit: 10, sale_seconds, hold_seconds: 3600 };
+    let data = disk.path().join("data");
+    let app = builder(stack.app(), &terms).env("DATA_DIR", data.display()).start();
+    let ledger = crate::support::ledger::Ledger::Sqlite(data.join("ledger.db"));
+    let history = History::default();
+    let (before, used) = (app.client().code("before", "i"), app.client().code("used", "i"));
+    assert_eq!(app.client().purchase(&used).status, 200);
+    let step = |shopper: &mut Shopper<'_>| {
+        shop(shopper, "u");
+        true
+    };
+    let refused = || history.words().iter().filter(|word| *word == "lost: 503 unavailable").count();
+    load(&[app.addr()], 16, &history, step, |stop| {
+        poll("a server at work", Duration::from_secs(30), || (history.granted() > 500).then_some(()));
+        disk.fill();
+        // What SQLite has room for inside its files it still writes.
+        poll("refusals", Duration::from_secs(60), || (refused() > 2_000).then_some(()));
+        stop.store(true, Ordering::Relaxed);
+    });
+    let mut client = app.client();
+    let answer = client.checkout("full", "i");
+    assert_eq!((answer.status, answer.error().as_str()), (503, "unavailable"));
+    assert!(answer.retry_after() >= 1);
+    assert_eq!(client.purchase(&before).status, 503);
+    assert_eq!(client.purchase(&before).status, 503, "it was not redeemed");
+    assert_eq!(client.purchase(&used).error(), "already_purchased", "it is on the disk");
+    let lines = |what: &str| app.stderr().lines().filter(|line| line.contains(what)).count();
+    let said = app.stderr();
+    assert_eq!(lines("the ledger does not take records"), 1, "{said}");
+    assert!(said.contains("full"), "{said}");
+
+    disk.make_room();
+    poll("a server that goes on", Duration::from_secs(20), || {
+        (client.checkout("after", "i").status == 200).then_some(())
+    });
+    assert_eq!(lines("the ledger takes records again"), 1, "{}", app.stderr());
+    assert_eq!(client.purchase(&before).status, 200);
+    let granted = history.granted();
+    let last = |shopper: &mut Shopper<'_>| {
+        shop(shopper, "late");
+        shopper.round < 30
+    };
+    load(&[app.addr()], 16, &history, last, |_| {});
+    assert!(history.granted() > granted + 400, "{granted} {}", history.granted());
+    // Besides the load, six requests of this test's own client were written.
+    let (mut checkouts, mut purchases) = (history.checkouts(), history.purchases());
+    let rows = ledger.rows();
+    for row in rows.attempts.iter().filter(|row| ["before", "used", "after"].contains(&row.user.as_str())) {
+        let (user, item, told) = (row.user.clone(), row.item.clone(), Told::Granted(row.code.clone()));
+        checkouts.push(Checkout { user, item, told, expires_at: 0 });
+    }
+    for code in [before, used] {
+        purchases.push(crate::support::history::Redeemed { code, told: Told::Granted("i".into()) });
+    }
+    // Nothing that was refused came back: it was undone, and is not on the disk.
+    assert_eq!(audit::violations(&checkouts, &purchases, &rows, &terms), Vec::<String>::new());
+    let written: HashSet<&str> = rows.attempts.iter().map(|row| row.user.as_str()).collect();
+    let lost = checkouts.iter().find(|c| matches!(c.told, Told::Lost(_)) && written.contains(c.user.as_str()));
+    assert!(lost.is_none(), "{lost:?}");
+}

@@ -1,0 +1,111 @@
+//! What chance would hardly find: more expired holds than one call takes back, and late records.
+
+use crate::bench::{Bench, Told};
+use crate::state::State;
+use flashsale::domain::{HoldNumber, Id, Outcome, Terms};
+use flashsale::keeper::merge::Rebuilt;
+
+/// Entries of the queue that one call takes back, as `lua/checkout.lua` says.
+const BOUND: u64 = 256;
+const START_MS: u64 = crate::case::START_MS;
+
+fn id(text: &str) -> Id {
+    text.parse().unwrap()
+}
+
+/// A bench with a new, empty sale, its clock at the sale's start.
+fn opened(items: u64, user_limit: u64) -> (Bench, Terms) {
+    let mut bench = Bench::start();
+    let sale = bench.next_sale();
+    let ends_ms = START_MS + 100_000;
+    let terms = Terms { sale, items, user_limit, hold_ms: 1_000, starts_ms: START_MS, ends_ms };
+    bench.store.build(&terms, 1, &Rebuilt::default(), &mut || Ok(())).unwrap();
+    bench.store.open(&terms, 1).unwrap();
+    bench.send_clock(START_MS);
+    (bench, terms)
+}
+
+impl Bench {
+    /// One checkout call for `numbers`, all by `user`.
+    fn take(&mut self, terms: &Terms, numbers: std::ops::Range<u64>, user: &str) -> Vec<Told> {
+        let asked = numbers.map(|number| (HoldNumber(number), id(user), id("i"))).collect();
+        self.send_checkouts(terms, 1, asked);
+        self.replies().pop().unwrap().unwrap()
+    }
+
+    fn free(&mut self, terms: &Terms) -> (u64, u64) {
+        let state = State::read(&mut self.connection, terms);
+        state.check(terms, 1).unwrap();
+        (state.number("free"), state.number("queue"))
+    }
+}
+
+fn is_held(told: &Told) -> bool {
+    matches!(told, Told::Outcome(Outcome::Held { .. }, _))
+}
+
+#[test]
+fn more_expired_holds_than_a_call_takes_back() {
+    // All is held; what expires at once is taken back by 256, by whoever comes.
+    let items = 2 * BOUND + 10;
+    let (mut bench, terms) = opened(items, 1_000);
+    for from in [0, BOUND] {
+        assert!(bench.take(&terms, from..from + BOUND, "u").iter().all(is_held));
+    }
+    assert!(bench.take(&terms, 2 * BOUND..items, "u").iter().all(is_held));
+    bench.send_clock(START_MS + 1_000);
+    // As many as come back are sold; the rest is asked to come again, never told that nothing is left.
+    let told = bench.take(&terms, 1_000..1_000 + BOUND + 5, "v");
+    let (held, again) = told.split_at(BOUND as usize);
+    assert!(held.iter().all(is_held), "{held:?}");
+    assert!(again.iter().all(|told| *told == Told::Again), "{again:?}");
+    assert_eq!(bench.free(&terms), (0, items));
+    let told = bench.take(&terms, 2_000..2_000 + BOUND + 5, "v");
+    assert!(told[..BOUND as usize].iter().all(is_held) && told[BOUND as usize..] == [Told::Again; 5], "{told:?}");
+    // Ten are left to come back: the next call sees all of them, and is right.
+    let told = bench.take(&terms, 3_000..3_011, "v");
+    assert!(told[..10].iter().all(is_held), "{told:?}");
+    assert_eq!(told[10], Told::Outcome(Outcome::SoldOut { retry_ms: 1_000 }, None));
+    assert_eq!(bench.free(&terms), (0, items));
+}
+
+#[test]
+fn more_purchased_holds_than_a_call_drops() {
+    // All but the last are redeemed: whoever is sold out has to hear of the last one's expiry.
+    let items = 2 * BOUND + 1;
+    let (mut bench, terms) = opened(items, 1_000);
+    for from in [0, BOUND] {
+        assert!(bench.take(&terms, from..from + BOUND, "u").iter().all(is_held));
+    }
+    bench.send_clock(START_MS + 10);
+    assert!(bench.take(&terms, 2 * BOUND..items, "u").iter().all(is_held));
+    for from in [0, BOUND] {
+        bench.send_purchases(&terms, 1, (from..from + BOUND).map(HoldNumber).collect());
+    }
+    bench.send_clock(START_MS + 20);
+    bench.replies();
+    assert_eq!(bench.take(&terms, 1_000..1_001, "v"), [Told::Again]);
+    assert_eq!(bench.free(&terms), (0, BOUND + 1));
+    assert_eq!(bench.take(&terms, 1_001..1_002, "v"), [Told::Again]);
+    let sold_out = Told::Outcome(Outcome::SoldOut { retry_ms: 990 }, None);
+    assert_eq!(bench.take(&terms, 1_002..1_003, "v"), [sold_out]);
+    assert_eq!(bench.free(&terms), (0, 1));
+}
+
+#[test]
+fn the_largest_batch_over_the_largest_take_back() {
+    // Every call's longest lists: 512 users who hold something new, 256 others who give something back.
+    let (mut bench, terms) = opened(10_000, 1);
+    let asked = |from: u64, count: u64| -> Vec<_> {
+        (from..from + count).map(|n| (HoldNumber(n), id(&format!("user {n}")), id("i"))).collect()
+    };
+    bench.send_checkouts(&terms, 1, asked(0, 512));
+    bench.send_clock(START_MS + 1_000);
+    bench.send_checkouts(&terms, 1, asked(1_000, 512));
+    bench.send_purchases(&terms, 1, (1_000..1_512).map(HoldNumber).collect());
+    let replies = bench.replies();
+    assert!(replies[..2].iter().all(|reply| reply.as_ref().unwrap().iter().all(is_held)));
+    let bought = |told: &Told| matches!(told, Told::Outcome(Outcome::Purchased { .. }, Some(_)));
+    assert!(replies[2].as_ref().unwrap().iter().all(bought));
+    assert_eq!(bench.free(&terms), (10_000 - 512 - 256, 256 + 512));
+}

@@ -1,0 +1,261 @@
+//! One sequence, played on both sides.
+
+use crate::bench::{Bench, Reply, Told};
+use crate::case::{Case, ITEMS, Op, START_MS, UNKNOWN, USERS};
+use crate::state::{State, same};
+use flashsale::domain::{HoldNumber, HoldRow, Id, Outcome, Record, RecordKind, Terms};
+use flashsale::inventory::memory::{Decision, MemorySale};
+use flashsale::inventory::redis::scripts::Refusal;
+use flashsale::keeper::merge::{Known, Union};
+use std::collections::BTreeMap;
+
+/// The first hold number: none of these fits a double.
+const FIRST: u64 = 1 << 62;
+
+/// The side in memory, and what both sides are led by.
+struct Duel<'a> {
+    bench: &'a mut Bench,
+    terms: Terms,
+    epoch: u64,
+    memory: MemorySale,
+    /// What a ledger would have.
+    rows: BTreeMap<HoldNumber, HoldRow>,
+    now: u64,
+    next: u64,
+    /// What the calls on their way should come to, each with its step.
+    expected: Vec<(usize, Reply)>,
+}
+
+/// Plays `case`; `Err` says where the two sides part.
+pub fn play(bench: &mut Bench, case: &Case) -> Result<(), String> {
+    let terms = case.terms(bench.next_sale());
+    let memory = MemorySale::open(terms, [], 0);
+    let now = START_MS.saturating_add_signed(case.begin);
+    let mut duel =
+        Duel { bench, terms, epoch: 0, memory, rows: BTreeMap::new(), now, next: FIRST, expected: Vec::new() };
+    duel.restart()?;
+    for (at, op) in case.ops.iter().enumerate() {
+        duel.step(at, op).map_err(|why| format!("step {at}: {why}"))?;
+    }
+    // A last look of both at the time, also when the last step was the clock's.
+    let at = case.ops.len();
+    duel.step(at, &Op::Purchases(vec![UNKNOWN]))?;
+    duel.step(at, &Op::Checkouts(vec![(0, 0)], None))?;
+    duel.settle()
+}
+
+fn user(at: usize) -> Id {
+    USERS[at].parse().unwrap()
+}
+
+fn item(at: usize) -> Id {
+    ITEMS[at].parse().unwrap()
+}
+
+impl Duel<'_> {
+    fn step(&mut self, at: usize, op: &Op) -> Result<(), String> {
+        match op {
+            Op::Clock(by) => self.set_clock(self.now.saturating_add_signed(*by)),
+            Op::End(by) => self.set_clock(self.terms.ends_ms.saturating_add_signed(*by)),
+            Op::Checkouts(orders, reused) => {
+                let reused = reused.map(|back| (self.next - 1).saturating_sub(back as u64));
+                // Not one of those that found no item left in a rebuilding: only the ledger still knows them.
+                let reused = reused.filter(|number| self.is_known(*number) || !self.is_written(*number));
+                let asked: Vec<_> = orders
+                    .iter()
+                    .enumerate()
+                    .map(|(i, (u, i_))| {
+                        let fresh = self.next + i as u64;
+                        let number = reused.filter(|_| i == 0).unwrap_or(fresh);
+                        (HoldNumber(number), user(*u), item(*i_))
+                    })
+                    .collect();
+                self.next += orders.len() as u64;
+                let told: Vec<Decision> =
+                    asked.iter().map(|(n, u, i)| self.memory.checkout(self.now, *n, *u, *i)).collect();
+                self.expect(at, told);
+                self.bench.send_checkouts(&self.terms, self.epoch, asked);
+            }
+            Op::Purchases(which) => {
+                let holds: Vec<_> = which.iter().map(|back| self.granted(*back)).collect();
+                let told: Vec<Decision> = holds.iter().map(|n| self.memory.purchase(self.now, *n)).collect();
+                self.expect(at, told);
+                self.bench.send_purchases(&self.terms, self.epoch, holds);
+            }
+            Op::Stale => self.stale(at),
+            Op::Restart => self.restart()?,
+            Op::Rebuild(lacking) => self.rebuild(at, *lacking)?,
+        }
+        Ok(())
+    }
+
+    /// The hold that was granted so many before the last one.
+    fn granted(&self, back: usize) -> HoldNumber {
+        let back = if back < UNKNOWN { back % self.rows.len().max(1) } else { usize::MAX };
+        let row = self.rows.keys().rev().nth(back).copied();
+        row.unwrap_or(HoldNumber(u64::from(u32::MAX)))
+    }
+
+    fn is_written(&self, number: u64) -> bool {
+        self.rows.contains_key(&HoldNumber(number))
+    }
+
+    fn is_known(&self, number: u64) -> bool {
+        self.memory.holds().any(|(known, _)| known.0 == number)
+    }
+
+    fn set_clock(&mut self, ms: u64) {
+        self.now = ms;
+        self.bench.send_clock(ms);
+    }
+
+    /// Notes what a call should come to, and what the ledger gets of it.
+    fn expect(&mut self, at: usize, decisions: Vec<Decision>) {
+        let mut told = Vec::new();
+        for decision in decisions {
+            told.push(match decision {
+                Decision::NotOn { now_ms } => {
+                    self.expected.push((at, Err(Refusal::NotOn(now_ms))));
+                    return;
+                }
+                Decision::Duplicate => Told::Duplicate,
+                Decision::Decided { outcome, record } => {
+                    record.iter().for_each(|record| self.write(record));
+                    Told::Outcome(outcome, record)
+                }
+            });
+        }
+        self.expected.push((at, Ok(told)));
+    }
+
+    fn write(&mut self, record: &Record) {
+        let Record { number, user, item, at_ms, expires_ms, kind } = *record;
+        if kind == RecordKind::Purchase {
+            self.rows.get_mut(&number).expect("a hold before its purchase").purchased_ms = Some(at_ms);
+            return;
+        }
+        let row = HoldRow { number, user, item, taken_ms: at_ms, expires_ms, purchased_ms: None, has_checkout: true };
+        assert!(self.rows.insert(number, row).is_none(), "a number that was held before");
+    }
+
+    /// Calls of other epochs change nothing.
+    fn stale(&mut self, at: usize) {
+        for epoch in [self.epoch - 1, self.epoch + 1] {
+            self.bench.send_purchases(&self.terms, epoch, vec![HoldNumber(self.next - 1)]);
+            self.bench.send_checkouts(&self.terms, epoch, vec![(HoldNumber(self.next), user(0), item(0))]);
+            self.expected.extend([(at, Err(Refusal::Epoch(self.epoch))), (at, Err(Refusal::Epoch(self.epoch)))]);
+            self.next += 1;
+        }
+    }
+
+    /// Lets the calls arrive, and compares what became of them and what is there now.
+    fn settle(&mut self) -> Result<(), String> {
+        let replies = self.bench.replies();
+        assert_eq!(replies.len(), self.expected.len());
+        for ((at, expected), mut reply) in std::mem::take(&mut self.expected).into_iter().zip(replies) {
+            self.take_known_facts(&mut reply).map_err(|why| format!("step {at}: {why}"))?;
+            if let (Ok(told), Ok(wanted)) = (&reply, &expected) {
+                for (i, (told, wanted)) in told.iter().zip(wanted).enumerate() {
+                    same(&format!("step {at}, request {i}"), told, wanted)?;
+                }
+            }
+            same(&format!("step {at}"), reply, expected)?;
+        }
+        let state = State::read(&mut self.bench.connection, &self.terms);
+        let checked = state.check(&self.terms, self.epoch);
+        checked.and_then(|()| state.compare(&mut self.memory)).map_err(|why| format!("the state: {why}"))
+    }
+
+    /// Memory keeps no purchases' times: the scripts' word on older purchases is compared with the ledger's.
+    fn take_known_facts(&self, reply: &mut Reply) -> Result<(), String> {
+        for told in reply.iter_mut().flatten() {
+            if let Told::Outcome(Outcome::AlreadyPurchased { .. }, record) = told
+                && let Some(Record { number, user, at_ms, .. }) = record.take()
+            {
+                let row = self.rows.get(&number).map(|row| (row.user, row.purchased_ms));
+                same("an earlier purchase", Some((user, Some(at_ms))), row)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Redis loses everything, and so does the process: both come back from the ledger's rows.
+    fn restart(&mut self) -> Result<(), String> {
+        if self.epoch > 0 {
+            self.settle()?;
+        }
+        self.bench.store.unlink(self.terms.sale)?;
+        let rows: Vec<HoldRow> = self.rows.values().copied().collect();
+        self.reopen(&rows, &[])
+    }
+
+    fn rebuild(&mut self, at: usize, lacking: u64) -> Result<(), String> {
+        self.settle()?;
+        self.bench.store.close(self.terms.sale, self.epoch + 1)?;
+        for (epoch, refusal) in [(self.epoch, Refusal::Epoch(self.epoch + 1)), (self.epoch + 1, Refusal::Closed)] {
+            self.bench.send_purchases(&self.terms, epoch, vec![HoldNumber(self.next - 1)]);
+            self.bench.send_checkouts(&self.terms, epoch, vec![(HoldNumber(self.next), user(0), item(0))]);
+            let replies = self.bench.replies();
+            same(&format!("step {at}, while closed"), replies, vec![Err(refusal), Err(refusal)])?;
+        }
+        let (mut rows, mut missing) = (Vec::new(), Vec::new());
+        let known: Vec<HoldNumber> = self.memory.holds().map(|(number, _)| number).collect();
+        for (i, row) in self.rows.values().enumerate() {
+            // What did not fit an earlier rebuilding is in the ledger alone.
+            let bits = if known.contains(&row.number) { lacking >> (2 * (i % 32)) & 3 } else { 0 };
+            rows.extend(lack(row, bits, &mut missing));
+        }
+        self.reopen(&rows, &missing)
+    }
+
+    /// Opens both sides anew. The ledger has `rows`; what it lacks is found in Redis.
+    fn reopen(&mut self, rows: &[HoldRow], lacking: &[Record]) -> Result<(), String> {
+        self.epoch += 1;
+        let mut union = Union::default();
+        for row in rows {
+            let HoldRow { user, item, taken_ms, expires_ms, purchased_ms, .. } = *row;
+            union.ledger(row.number.0, Known { user, item, taken_ms, expires_ms, purchased_ms });
+        }
+        let has_checkout = |number: u64| rows.iter().any(|row| row.number.0 == number && row.has_checkout);
+        self.bench.store.holds(self.terms.sale, &mut |number, known| {
+            union.redis(number, known, has_checkout(number));
+        })?;
+        let sorted = |records: &[Record]| {
+            let mut records = records.to_vec();
+            records.sort_by_key(|record| (record.number, record.kind));
+            records
+        };
+        same("what the ledger lacks", sorted(&union.missing), sorted(lacking))?;
+        let rebuilt = union.rebuild(&self.terms, self.now);
+        self.bench.store.build(&self.terms, self.epoch, &rebuilt, &mut || Ok(()))?;
+        self.bench.store.open(&self.terms, self.epoch)?;
+        self.memory = MemorySale::open(self.terms, self.rows.values().copied(), self.now);
+        same("holds without an item", rebuilt.misfits.len() as u64, self.memory.dropped())?;
+        self.set_clock(self.now);
+        Ok(())
+    }
+}
+
+/// `row` without its purchase (1), as a whole (2), or without its checkout (3); what is taken away is `missing`.
+fn lack(row: &HoldRow, bits: u64, missing: &mut Vec<Record>) -> Option<HoldRow> {
+    let HoldRow { number, user, item, taken_ms, expires_ms, purchased_ms, .. } = *row;
+    let hold = Record { kind: RecordKind::Hold, number, user, item, at_ms: taken_ms, expires_ms };
+    let purchase =
+        purchased_ms.map(|at_ms| Record { kind: RecordKind::Purchase, number, user, item, at_ms, expires_ms: 0 });
+    match (bits, purchase) {
+        (1, _) => {
+            missing.extend(purchase);
+            Some(HoldRow { purchased_ms: None, ..*row })
+        }
+        (2, _) => {
+            missing.push(hold);
+            missing.extend(purchase);
+            None
+        }
+        (3, Some(purchase)) => {
+            missing.push(hold);
+            Some(HoldRow { taken_ms: purchase.at_ms, expires_ms: 0, has_checkout: false, ..*row })
+        }
+        _ => Some(*row),
+    }
+}
