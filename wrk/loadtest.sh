@@ -82,7 +82,10 @@ choose_sale() {
     ((left < needed)) || return 0
     ((length >= needed)) || fail "sales of $length s are too short for twice $duration s: set SECONDS"
     echo "sale $sale ends in $left s: waiting for the next one"
-    sleep $((left + 1))
+    sleep $((left + 1)) &
+    child=$!
+    wait "$child"
+    child=
     choose_sale
 }
 
