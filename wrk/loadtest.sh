@@ -82,7 +82,10 @@ choose_sale() {
     ((left < needed)) || return 0
     ((length >= needed)) || fail "sales of $length s are too short for twice $duration s: set SECONDS"
     echo "sale $sale ends in $left s: waiting for the next one"
-    sleep $((left + 1))
+    sleep $((left + 1)) &
+    child=$!
+    wait "$child"
+    child=
     choose_sale
 }
 
@@ -140,13 +143,13 @@ answered() {
 # The reports of both halves side by side.
 table() {
     jq -rn --slurpfile c "$scratch/checkouts" --slurpfile p "$scratch/purchases" '
-        def ms: . / 10 | round / 100 | "\(.) ms";
-        def both(f): [($c[0] | f), ($p[0] | f)] | map(tostring);
+        def ms: if . then . / 10 | round / 100 | "\(.) ms" else "-" end;
+        def both(f): [($c[0] | f), ($p[0] | if .requests > 0 then f else "-" end)] | map(tostring);
         (["", "checkouts", "purchases"]),
         (["requests a second"] + both(.requests * 1000000 / ([.duration_us, 1] | max) | round)),
-        (("50", "90", "99", "99.9") as $q | ["latency, \($q) %"] + both(.latency_us[$q] // 0 | ms)),
+        (("50", "90", "99", "99.9") as $q | ["latency, \($q) %"] + both(.latency_us[$q] | ms)),
         (([$c[0].answers, $p[0].answers] | add | keys[]) as $s | ["answers \($s)"] + both(.answers[$s] // 0)),
-        (["no answer (errors)"] + both(.errors | add)) | @tsv' |
+        (["no answer (errors)"] + both(.errors | add // 0)) | @tsv' |
         while IFS= read -r line; do
             # Not read with IFS=tab: an empty first cell would be lost.
             printf '  %-26s%14s%14s\n' "${line%%$'\t'*}" "$(cut -f2 <<<"$line")" "$(cut -f3 <<<"$line")"
