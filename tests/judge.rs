@@ -14,6 +14,8 @@ mod case;
 mod directed;
 #[path = "judge/duel.rs"]
 mod duel;
+#[path = "judge/offers.rs"]
+mod offers;
 #[path = "it/support/process.rs"]
 mod process;
 #[path = "it/support/redis_server.rs"]
@@ -21,35 +23,50 @@ mod redis_server;
 #[path = "judge/state.rs"]
 mod state;
 
-use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+use bench::Bench;
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use std::cell::RefCell;
+use std::fmt::{Debug, Display};
 
-/// Sequences in an ordinary run: some fifteen seconds.
+/// Sequences in an ordinary run: some seconds.
 const CASES: u32 = 6_000;
 
 fn from_env(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|e| panic!("{name}: {e}")))
 }
 
-#[test]
-fn scripts_and_memory_agree() {
+/// Plays random cases on one Redis; a failure says how to repeat it, and the shortest case that fails.
+fn judge<C: Debug + Display>(
+    cases: impl Strategy<Value = C>,
+    share: u32,
+    play: impl Fn(&mut Bench, &C) -> Result<(), String>,
+) {
     let seed = from_env("JUDGE_SEED").unwrap_or_else(|| fastrand::u64(..));
-    let cases = from_env("JUDGE_CASES").map_or(CASES, |cases| u32::try_from(cases).expect("JUDGE_CASES"));
+    let count = from_env("JUDGE_CASES").map_or(CASES, |count| u32::try_from(count).expect("JUDGE_CASES"));
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    // The seed is printed instead of a file being kept.
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() };
+    // The seed is printed; no file is kept.
+    let config =
+        Config { cases: count / share, failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let bench = RefCell::new(bench::Bench::start());
-    let played = runner.run(&case::cases(), |case| {
-        let result = duel::play(&mut bench.borrow_mut(), &case);
-        result.map_err(proptest::test_runner::TestCaseError::fail)
-    });
+    let bench = RefCell::new(Bench::start());
+    let played = runner.run(&cases, |case| play(&mut bench.borrow_mut(), &case).map_err(TestCaseError::fail));
     match played {
-        Ok(()) => println!("{cases} sequences, seed {seed}; {}", bench.borrow().tally()),
+        Ok(()) => println!("{} cases, JUDGE_SEED={seed}; {}", count / share, bench.borrow().tally()),
         Err(TestError::Fail(why, case)) => {
-            panic!("JUDGE_SEED={seed} JUDGE_CASES={cases} repeats this.\n{why}\nthe shortest sequence found:\n{case}")
+            panic!("JUDGE_SEED={seed} JUDGE_CASES={count} repeats this.\n{why}\nthe shortest case found:\n{case}")
         }
         Err(TestError::Abort(why)) => panic!("JUDGE_SEED={seed}: {why}"),
     }
+}
+
+#[test]
+fn scripts_and_memory_agree() {
+    judge(case::cases(), 1, duel::play);
+}
+
+#[test]
+fn offers_are_judged_as_the_obvious_version_does() {
+    judge(offers::cases(), 3, offers::play);
 }

@@ -119,6 +119,9 @@ impl Bench {
     /// Lets all calls that were sent arrive, and reads what became of them.
     pub fn replies(&mut self) -> Vec<Reply> {
         let sent = std::mem::take(&mut self.sent);
+        if sent.is_empty() {
+            return Vec::new();
+        }
         let values = self.connection.req_packed_commands(&self.out, 0, sent.len()).expect("replies");
         self.out.clear();
         let replies: Vec<Reply> = sent.iter().zip(&values).filter_map(|(sent, value)| read(sent, value)).collect();

@@ -1,0 +1,144 @@
+//! `lua/offer.lua`: records of an older epoch, offered to a sale that goes on, against the obvious version of it.
+
+use crate::bench::{Bench, Told, with_test_clock};
+use crate::case::{ITEMS, LENGTH_MS, START_MS, USERS};
+use crate::state::{State, same};
+use flashsale::domain::{HoldNumber, Id, Outcome, Terms};
+use flashsale::inventory::memory::{Hold, HoldState};
+use flashsale::inventory::redis::scripts::{OFFER, queue_key, state_key};
+use flashsale::keeper::merge::Rebuilt;
+use proptest::prelude::*;
+use redis::cmd;
+use std::collections::BTreeMap;
+use std::fmt;
+
+const HOLD_MS: u64 = 100;
+
+/// A late record: whether it is a purchase, which hold of whom, and when the hold was taken, from the sale's start.
+type Late = (bool, u64, usize, u64);
+
+/// A sale with some holds, of which some are redeemed, and what is offered to it at some time.
+#[derive(Clone, Debug)]
+pub struct Case {
+    items: u64,
+    user_limit: u64,
+    /// Users of the holds 0, 1, …, each taken 10 ms after the one before.
+    held: Vec<usize>,
+    bought: Vec<u64>,
+    at: u64,
+    late: Vec<Late>,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "  {self:?}")
+    }
+}
+
+pub fn cases() -> impl Strategy<Value = Case> {
+    let late = (any::<bool>(), 0..14u64, 0..USERS.len(), 0..20u64);
+    let held = proptest::collection::vec(0..USERS.len(), 0..8);
+    let bought = proptest::collection::vec(0..8u64, 0..4);
+    let terms = (0..10u64, 1..5u64, 0..40u64);
+    (terms, held, bought, proptest::collection::vec(late, 1..16)).prop_map(|(terms, held, bought, late)| {
+        let (items, user_limit, at) = terms;
+        Case { items, user_limit, held, bought, at: at * 5, late }
+    })
+}
+
+/// The obvious version: what is held and purchased, and nothing that is counted besides.
+struct Model {
+    terms: Terms,
+    holds: BTreeMap<HoldNumber, Hold>,
+}
+
+impl Model {
+    fn has_room_for(&self, user: Id) -> bool {
+        let active = || self.holds.values().filter(|hold| hold.state != HoldState::Expired);
+        let his = active().filter(|hold| hold.user == user).count() as u64;
+        (active().count() as u64) < self.terms.items && his < self.terms.user_limit
+    }
+
+    fn offer(&mut self, now: u64, purchase: bool, number: HoldNumber, hold: Hold) -> bool {
+        let known = self.holds.get(&number).copied();
+        let state = match (purchase, known.map(|known| known.state)) {
+            (false, Some(_)) | (true, Some(HoldState::Purchased)) => return true,
+            (false, None) if hold.expires_ms <= now => HoldState::Expired,
+            (true, Some(HoldState::Held)) => HoldState::Purchased,
+            _ if !self.has_room_for(hold.user) => return false,
+            (false, None) => HoldState::Held,
+            (true, _) => HoldState::Purchased,
+        };
+        let renewed = if state == HoldState::Held { self.terms.hold_expires_ms(now) } else { hold.expires_ms };
+        let fresh = Hold { state, expires_ms: if purchase { 0 } else { renewed }, ..hold };
+        self.holds.insert(number, known.map_or(fresh, |known| Hold { state, ..known }));
+        true
+    }
+}
+
+/// Plays `case`; `Err` says where the two sides part.
+pub fn play(bench: &mut Bench, case: &Case) -> Result<(), String> {
+    let sale = bench.next_sale();
+    let Case { items, user_limit, .. } = *case;
+    let ends_ms = START_MS + LENGTH_MS;
+    let terms = Terms { sale, items, user_limit, hold_ms: HOLD_MS, starts_ms: START_MS, ends_ms };
+    bench.store.build(&terms, 1, &Rebuilt::default(), &mut || Ok(()))?;
+    bench.store.open(&terms, 1)?;
+    let mut model = Model { terms, holds: BTreeMap::new() };
+    prepare(bench, case, &mut model);
+
+    let now = START_MS + case.at.max(10 * case.held.len() as u64);
+    let text = with_test_clock(OFFER);
+    let mut eval = cmd("EVAL");
+    eval.arg(&text).arg(2).arg(state_key(sale)).arg(queue_key(sale)).arg(1);
+    let mut wanted = String::from("K ");
+    for (purchase, number, user, taken) in &case.late {
+        let taken_ms = START_MS + taken * 5;
+        // A hold has one user and one item, whoever speaks of it.
+        let user = model.holds.get(&HoldNumber(*number)).map_or(id(USERS[*user]), |hold| hold.user);
+        let item = model.holds.get(&HoldNumber(*number)).map_or(id(ITEMS[0]), |hold| hold.item);
+        let (mark, taken_ms, expires_ms, bought) =
+            if *purchase { ("P", 0, 0, taken_ms) } else { ("H", taken_ms, terms.hold_expires_ms(taken_ms), 0) };
+        eval.arg(mark).arg(*number).arg(user.as_bytes()).arg(item.as_bytes());
+        eval.arg(taken_ms).arg(expires_ms).arg(bought);
+        let hold = Hold { user, item, taken_ms, expires_ms, state: HoldState::Held };
+        wanted.push(if model.offer(now, *purchase, HoldNumber(*number), hold) { 'F' } else { 'M' });
+    }
+    bench.send_clock(now);
+    bench.replies();
+    let reply: String = eval.query(&mut bench.connection).map_err(|e| e.to_string())?;
+    same("the marks", reply, wanted)?;
+    let state = State::read(&mut bench.connection, &terms);
+    state.check(&terms, 1)?;
+    same("the holds", state.holds, model.holds)
+}
+
+fn id(text: &str) -> Id {
+    text.parse().unwrap()
+}
+
+/// The holds that there are before anything is offered, through the scripts. Nothing expires meanwhile.
+fn prepare(bench: &mut Bench, case: &Case, model: &mut Model) {
+    bench.send_clock(START_MS);
+    for (number, user) in case.held.iter().enumerate() {
+        bench.send_clock(START_MS + 10 * number as u64);
+        let order = (HoldNumber(number as u64), id(USERS[*user]), id(ITEMS[1]));
+        bench.send_checkouts(&model.terms, 1, vec![order]);
+    }
+    for number in &case.bought {
+        bench.send_purchases(&model.terms, 1, vec![HoldNumber(*number)]);
+    }
+    for told in bench.replies().into_iter().flatten().flatten() {
+        match told {
+            Told::Outcome(Outcome::Held { hold, expires_ms }, Some(record)) => {
+                let (user, item, taken_ms) = (record.user, record.item, record.at_ms);
+                let held = Hold { user, item, taken_ms, expires_ms, state: HoldState::Held };
+                model.holds.insert(hold.number, held);
+            }
+            Told::Outcome(Outcome::Purchased { .. }, Some(record)) => {
+                model.holds.get_mut(&record.number).unwrap().state = HoldState::Purchased;
+            }
+            _ => {}
+        }
+    }
+}
