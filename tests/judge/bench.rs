@@ -17,7 +17,6 @@ const SALES_KEPT: u64 = 500;
 
 /// What became of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(clippy::large_enum_variant, reason = "nearly all are the large one")]
 pub enum Told {
     /// It was decided; with the new fact, if there is one.
     Outcome(Outcome, Option<Record>),
