@@ -47,21 +47,22 @@ fn an_opener_frozen_in_the_middle() {
     let opener = with_terms(stack.app(), &terms).start();
     let ledger = stack.ledger();
     let mut barrier = stack.postgres().client();
+    let mut second = None;
     drive(&[opener.addr()], &history, || {
         // Somebody who does not let go of the epoch keeps the opener in the middle.
         barrier.batch_execute("SELECT pg_advisory_lock_shared(1718812674, 1)").unwrap();
         stack.redis().wipe();
         poll("a raised epoch", GOING_ON, || (fence(&mut stack) == (2, String::new())).then_some(()));
         opener.pause();
-        let second = with_terms(stack.app(), &terms).start();
-        sells_at(second.addr(), &history);
+        let other = second.insert(with_terms(stack.app(), &terms).start());
+        sells_at(other.addr(), &history);
         assert_eq!(fence(&mut stack).0, 3);
         opener.resume();
         sells_at(opener.addr(), &history);
-        codes_still_work(&[second.addr(), opener.addr()], &history);
         assert_eq!(fence(&mut stack).0, 3, "the one that was frozen joins the others");
     });
     only_harmless_words(&history, cut_off);
+    codes_still_work(&[second.as_ref().unwrap().addr(), opener.addr()], &history);
     audit::check(&history, &ledger, &terms);
 }
 
@@ -169,16 +170,21 @@ fn two_versions() {
     let path = folder.path().join("flashsale");
     std::fs::write(&path, binary).unwrap();
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut next = None;
     under_load(&[&app], &history, &stack.ledger(), &terms, || {
-        let next = with_terms(stack.app(), &terms).binary(&path).start();
-        drive(&[next.addr(), app.addr()], &history, || {});
-        codes_still_work(&[next.addr(), app.addr()], &history);
-        assert!(!next.stderr().contains("rebuilding"), "{}", next.stderr());
+        let next = next.insert(with_terms(stack.app(), &terms).binary(&path).start());
+        sells_at(next.addr(), &history);
+        sells_at(app.addr(), &history);
         // Its scripts are forgotten with the first one's.
         stack.redis_ref().run(&["SCRIPT", "FLUSH"]);
         sells_at(next.addr(), &history);
         sells_at(app.addr(), &history);
     });
+    // Each redeems the other's codes.
+    drive(&[next.as_ref().unwrap().addr(), app.addr()], &history, || {});
+    codes_still_work(&[next.as_ref().unwrap().addr(), app.addr()], &history);
+    audit::check(&history, &stack.ledger(), &terms);
+    assert!(!next.unwrap().stderr().contains("rebuilding"));
     assert!(!app.stderr().contains("rebuilding"), "{}", app.stderr());
 }
 
