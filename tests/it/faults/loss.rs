@@ -6,6 +6,8 @@ use crate::support::servers::{Mode, Redis, Stack};
 
 /// Keeps its data, but every crash takes what a real one might have taken: see [`Redis::cut_append_only_file`].
 const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "no", "--auto-aof-rewrite-percentage", "0"];
+/// Begins to copy itself to a replica at once, and not after five seconds.
+const COPIED_AT_ONCE: &[&str] = &["--appendonly", "no", "--repl-diskless-sync-delay", "0"];
 
 #[test]
 fn wiped() {
@@ -90,8 +92,8 @@ fn restarted_without_its_last_second() {
 
 #[test]
 fn failed_over_and_back() {
-    let mut stack = Stack::new(Mode::Distributed);
-    let replica = Redis::start();
+    let mut stack = Stack::on_redis(Redis::start_with(COPIED_AT_ONCE));
+    let replica = Redis::start_with(COPIED_AT_ONCE);
     let (terms, history) = (plenty(), History::default());
     let proxy = Proxy::to(stack.redis().addr());
     let app = with_terms(stack.app().env("REDIS_ADDR", proxy.addr()), &terms).start();
@@ -115,8 +117,8 @@ fn failed_over_and_back() {
 
 #[test]
 fn pointed_at_the_promoted_replica() {
-    let mut stack = Stack::new(Mode::Distributed);
-    let replica = Redis::start();
+    let mut stack = Stack::on_redis(Redis::start_with(COPIED_AT_ONCE));
+    let replica = Redis::start_with(COPIED_AT_ONCE);
     let (terms, history) = (plenty(), History::default());
     let mut app = with_terms(stack.app(), &terms).start();
     replica.replica_of(stack.redis());
