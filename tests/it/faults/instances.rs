@@ -67,6 +67,35 @@ fn an_opener_frozen_in_the_middle() {
 }
 
 #[test]
+fn a_frozen_instance_holds_nobody_up() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let opener = with_terms(stack.app(), &terms).start();
+    let frozen = with_terms(stack.app(), &terms).start();
+    let ledger = stack.ledger();
+    let addrs = [opener.addr(), frozen.addr()];
+    drive(&addrs, &history, || {
+        frozen.pause();
+        stack.redis().wipe();
+        // It cannot let go of the epoch, so its sessions are ended.
+        sells_at(opener.addr(), &history);
+        assert!(opener.stderr().contains("its sessions are ended"), "{}", opener.stderr());
+        frozen.resume();
+        sells_at(frozen.addr(), &history);
+    });
+    only_harmless_words(&history, cut_off);
+    // What it had decided and not written is settled within the same time.
+    poll("all rows", GOING_ON, || {
+        let rows = ledger.rows();
+        let written: HashSet<&str> = rows.attempts.iter().map(|row| row.code.as_str()).collect();
+        history.codes().iter().all(|code| written.contains(code.as_str())).then_some(())
+    });
+    codes_still_work(&addrs, &history);
+    audit::check(&history, &ledger, &terms);
+    assert_eq!(fence(&mut stack).0, 2);
+}
+
+#[test]
 fn one_dies_inside_the_barrier() {
     let mut stack = Stack::new(Mode::Distributed);
     let (terms, history) = (plenty(), History::default());
