@@ -1,12 +1,13 @@
 -- Stops a sale's state from selling: it is about to be rebuilt under a newer epoch.
 --
 -- KEYS   1 the sale's state (hash)
--- ARGV   1 the newer epoch
--- Reply  'K' closed, 'E <epoch>' this epoch or a newer one is there, 'N' no state; nothing was changed by the last two
--- Holds  whoever calls a script with an older epoch changes nothing from now on
+-- ARGV   1 the newer epoch, 2 when the key expires (unix seconds), if there was none
+-- Reply  'K' closed, 'E <epoch>' this epoch or a newer one is there; nothing was changed then
+-- Holds  whoever calls a script with an older epoch changes nothing from now on. A state that is missing is closed
+--        too: a late opener of an older epoch must find the fence
 
 local there = redis.call('HGET', KEYS[1], 'epoch')
-if not there then return 'N' end
-if tonumber(there) >= tonumber(ARGV[1]) then return 'E ' .. there end
+if there and tonumber(there) >= tonumber(ARGV[1]) then return 'E ' .. there end
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'status', 'closed')
+if not there then redis.call('EXPIREAT', KEYS[1], ARGV[2]) end
 return 'K'

@@ -2,11 +2,14 @@
 --
 -- KEYS   1 state, 2 queue, 3 the state that was built, 4 the queue that was built; one hash tag
 -- ARGV   1 the epoch, 2 when the keys expire (unix seconds): a backstop, long after the sale's end
--- Reply  'K' opened, 'E <epoch>' a newer epoch is there, 'N' nothing of this epoch was built; nothing was changed then
--- Holds  the state sells from now on, with free + held + purchased = items
+-- Reply  'K' opened, 'E <epoch>' a newer epoch is there, 'O' this epoch sells there already, 'N' nothing of this epoch
+--        was built; nothing was changed by the last three
+-- Holds  the state sells from now on, with free + held + purchased = items; what sells is never replaced under its
+--        own epoch: whoever was frozen between building and opening has built something old
 
-local there = redis.call('HGET', KEYS[1], 'epoch')
-if there and tonumber(there) > tonumber(ARGV[1]) then return 'E ' .. there end
+local there = redis.call('HMGET', KEYS[1], 'epoch', 'status')
+if there[1] and tonumber(there[1]) > tonumber(ARGV[1]) then return 'E ' .. there[1] end
+if there[1] == ARGV[1] and there[2] == 'open' then return 'O' end
 if redis.call('HGET', KEYS[3], 'epoch') ~= ARGV[1] then return 'N' end
 redis.call('UNLINK', KEYS[1], KEYS[2])
 redis.call('RENAME', KEYS[3], KEYS[1])

@@ -185,7 +185,7 @@ fn start_distributed(
         gate: gate.clone(),
         suspicions: heard,
         stale,
-        writer: recorder.sender().clone(),
+        recorder: recorder.clone(),
     })?;
     let shared = Shared {
         gate: gate.clone(),

@@ -95,45 +95,46 @@ pub struct MemorySale {
 }
 
 impl MemorySale {
-    /// The state that the ledger's `rows` tell of: opening is rebuilding. Purchased beats expired beats held. From now
-    /// on time does not go back behind what the kept rows record.
+    /// The state that the ledger's `rows` tell of: opening is rebuilding. Purchased beats expired beats held. Time
+    /// does not go back behind what the rows record, or a hold would live again whose item has been sold since.
     ///
     /// All purchases are kept. If they and the holds that run at `now_ms` are more than the stock (which only a loss
     /// can bring about), the oldest holds that fit are kept, and the others are forgotten: see
     /// [`MemorySale::dropped`].
     pub fn open(terms: Terms, rows: impl IntoIterator<Item = HoldRow>, now_ms: u64) -> MemorySale {
+        let rows: Vec<HoldRow> = rows.into_iter().collect();
+        let latest = rows.iter().map(|row| row.taken_ms.max(row.purchased_ms.unwrap_or(0))).max().unwrap_or(0);
+        let now_ms = now_ms.max(latest);
         let mut sale = MemorySale {
             terms,
-            last_ms: 0,
+            last_ms: latest,
             holds: BTreeMap::new(),
             queue: BTreeSet::new(),
             purchased: 0,
             users: HashMap::new(),
             dropped: 0,
         };
-        let mut found: BTreeMap<HoldNumber, (Hold, u64)> = BTreeMap::new();
+        let mut found: BTreeMap<HoldNumber, Hold> = BTreeMap::new();
         for row in rows {
-            let at_ms = row.taken_ms.max(row.purchased_ms.unwrap_or(0));
             let state = match row.purchased_ms {
                 Some(_) => HoldState::Purchased,
                 None if row.expires_ms <= now_ms => HoldState::Expired,
                 None => HoldState::Held,
             };
-            if found.get(&row.number).is_none_or(|(other, _)| other.state < state) {
+            if found.get(&row.number).is_none_or(|other| other.state < state) {
                 let HoldRow { number, user, item, taken_ms, expires_ms, .. } = row;
-                found.insert(number, (Hold { user, item, taken_ms, expires_ms, state }, at_ms));
+                found.insert(number, Hold { user, item, taken_ms, expires_ms, state });
             }
         }
         // What is sold takes its items first; then the holds, the oldest first.
-        let is_held = |(_, (hold, _)): &(HoldNumber, (Hold, u64))| hold.state == HoldState::Held;
+        let is_held = |(_, hold): &(HoldNumber, Hold)| hold.state == HoldState::Held;
         let (held, settled): (Vec<_>, Vec<_>) = found.into_iter().partition(is_held);
-        for (number, (hold, at_ms)) in settled.into_iter().chain(held) {
+        for (number, hold) in settled.into_iter().chain(held) {
             if hold.state == HoldState::Held && sale.free() == 0 {
                 sale.dropped += 1;
                 continue;
             }
             sale.insert(number, hold);
-            sale.last_ms = sale.last_ms.max(at_ms);
         }
         sale
     }

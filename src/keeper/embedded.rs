@@ -4,11 +4,11 @@
 
 use super::calendar::{is_far_enough, next_terms};
 use crate::config::SaleSettings;
-use crate::domain::{EMBEDDED_EPOCH, Terms};
+use crate::domain::Terms;
 use crate::inventory::embedded::{Sales, wall_clock_ms};
 use crate::inventory::memory::MemorySale;
 use crate::inventory::{Clock, Gate, View};
-use crate::ledger::{Ledger, LedgerError, SaleRow};
+use crate::ledger::{Ledger, LedgerError, SaleRow, sqlite};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,7 +75,7 @@ impl Keeper {
         }
         self.sales.forget(now_ms.saturating_sub(LINGER_MS));
         self.gate.store(Arc::new(View {
-            epoch: EMBEDDED_EPOCH,
+            epoch: sqlite::EPOCH,
             selling: true,
             sales: self.sales.terms(),
             identity: String::new(),

@@ -14,10 +14,17 @@ pub struct Known {
     pub item: Id,
     /// When it was taken, unix milliseconds.
     pub taken_ms: u64,
-    /// When it expires, unix milliseconds.
+    /// When it expires, unix milliseconds; 0 if nobody remembers more of it than its purchase.
     pub expires_ms: u64,
     /// When it was redeemed, unix milliseconds.
     pub purchased_ms: Option<u64>,
+}
+
+impl Known {
+    /// Whether the checkout is remembered, and not only the purchase: else no row of it may be made up.
+    pub fn has_checkout(&self) -> bool {
+        self.expires_ms > 0
+    }
 }
 
 /// A hold's place in a rebuilt sale.
@@ -42,6 +49,8 @@ pub struct Rebuilt {
     pub held: u64,
     /// How many were redeemed. Above the stock only if more was sold than there was.
     pub purchased: u64,
+    /// The earliest that the sale's clock may show, unix milliseconds: what is recorded has happened.
+    pub clock_ms: u64,
 }
 
 /// What both sides remember, and what the ledger lacks.
@@ -69,7 +78,7 @@ impl Union {
             at_ms,
             expires_ms,
         };
-        if !has_checkout {
+        if !has_checkout && known.has_checkout() {
             self.missing.push(record(RecordKind::Hold, known.taken_ms, known.expires_ms));
         }
         if let Some(at_ms) = known.purchased_ms
@@ -83,10 +92,23 @@ impl Union {
         self.known.insert(number, Known { expires_ms, purchased_ms, ..known });
     }
 
+    /// The last moment that anything is recorded of. New holds must not expire before those that are there.
+    fn latest(&self, terms: &Terms) -> u64 {
+        let moments = self.known.values().map(|known| {
+            let renewed =
+                if known.expires_ms < terms.ends_ms { known.expires_ms.saturating_sub(terms.hold_ms) } else { 0 };
+            known.taken_ms.max(known.purchased_ms.unwrap_or(0)).max(renewed)
+        });
+        moments.max().unwrap_or(0)
+    }
+
     /// The sale at `now_ms`: all purchases, and the oldest holds that the rest of the stock allows.
     pub fn rebuild(self, terms: &Terms, now_ms: u64) -> Rebuilt {
+        let clock_ms = self.latest(terms);
         let purchased = self.known.values().filter(|k| k.purchased_ms.is_some()).count() as u64;
-        let mut rebuilt = Rebuilt { purchased, ..Rebuilt::default() };
+        let mut rebuilt = Rebuilt { purchased, clock_ms, ..Rebuilt::default() };
+        // By a clock that is behind the last one's, a hold would live again whose item has been sold since.
+        let now_ms = now_ms.max(clock_ms);
         let room = terms.items.saturating_sub(rebuilt.purchased);
         for (number, known) in self.known {
             let place = match known.purchased_ms {
@@ -146,7 +168,21 @@ mod tests {
         check(Some((sold, false)), Some(held), Place::Purchased, 1);
         check(Some((known(0, Some(20)), false)), None, Place::Purchased, 0);
         check(None, Some(sold), Place::Purchased, 2);
+        // Of a checkout that nobody remembers no row is made up.
+        check(None, Some(known(0, Some(20))), Place::Purchased, 1);
+        check(Some((known(0, Some(20)), false)), Some(known(0, Some(20))), Place::Purchased, 0);
         check(Some((expired, true)), Some(known(50, Some(20))), Place::Purchased, 1);
+    }
+
+    #[test]
+    fn a_clock_that_is_behind() {
+        let terms = Terms { sale: SaleId(0), items: 1, user_limit: 9, hold_ms: 10, starts_ms: 0, ends_ms: 1000 };
+        let mut union = Union::default();
+        union.ledger(1, Known { taken_ms: 50, ..known(60, None) });
+        union.ledger(2, Known { taken_ms: 61, ..known(71, None) });
+        let rebuilt = union.rebuild(&terms, 55);
+        assert_eq!((rebuilt.holds[&1].1, rebuilt.holds[&2].1), (Place::Expired, Place::Held));
+        assert_eq!((rebuilt.clock_ms, rebuilt.misfits.len()), (61, 0));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod distributed;
 pub mod embedded;
 pub mod merge;
 mod offer;
+mod opening;
 mod recovery;
 pub mod store;
 mod upkeep;

@@ -1,26 +1,52 @@
 //! Records of an older epoch: answered, but not yet in the ledger when the sale was rebuilt.
+//!
+//! Invariant: a record is in the sale and in the ledger, or kept apart and alarmed; never silently sold, nor silently
+//! forgotten. Refuses to know how it came to be late.
 
 use super::distributed::Keeper;
 use crate::domain::{RecordKind, RecordRef, Records};
 use crate::inventory::redis::scripts::{self, queue_key, state_key};
 use redis::cmd;
+use std::sync::atomic::Ordering;
 
 /// Records that one script call decides.
 const CHUNK: usize = 200;
+/// Records that are written at once, about.
+const BATCH: usize = 2_000;
 
 impl Keeper {
     /// Offers what the writer passed on to the sale as it is now. What fits is written under the present epoch; the
-    /// rest is kept apart and alarmed: it is never silently sold, nor silently forgotten.
+    /// rest is kept apart.
     pub(super) fn place_stale(&mut self) -> Result<(), String> {
-        while let Some(handoff) = self.held_back.pop().or_else(|| self.stale.try_recv().ok()) {
-            // The handoff stays if this fails; a repetition finds what was placed already and changes nothing.
-            let placed = self.place(&handoff.records);
-            if placed.is_err() {
-                self.held_back.push(handoff);
-                return placed;
-            }
+        while let Ok(handoff) = self.stale.try_recv() {
+            self.take_in(&handoff.records);
         }
-        Ok(())
+        if self.late.is_empty() {
+            return Ok(());
+        }
+        self.with_opening_lock(|keeper| {
+            while let Some(records) = keeper.late.pop_front() {
+                // They stay if this fails; a repetition finds what was placed already and changes nothing.
+                if let Err(why) = keeper.place(&records) {
+                    keeper.late.push_front(records);
+                    return Err(why);
+                }
+                let count = records.len() as u64;
+                keeper.recorder.counters().written.fetch_add(count, Ordering::Relaxed);
+                tracing::info!(sale = records.sale.0, epoch = records.epoch, count, "late records are settled");
+            }
+            Ok(())
+        })
+    }
+
+    /// Puts late records to those of the same sale and epoch: they come in many small batches.
+    pub(super) fn take_in(&mut self, records: &Records) {
+        let alike =
+            |other: &&mut Records| (other.sale, other.epoch) == (records.sale, records.epoch) && other.len() < BATCH;
+        match self.late.iter_mut().find(alike) {
+            Some(other) => records.iter().filter_map(|r| r.to_owned().ok()).for_each(|record| other.push(&record)),
+            None => self.late.push_back(records.clone()),
+        }
     }
 
     fn place(&mut self, late: &Records) -> Result<(), String> {
@@ -32,8 +58,11 @@ impl Keeper {
                 let Ok(record) = record.to_owned() else { continue };
                 if mark == b'F' { fit.push(&record) } else { misfit.push(&record) }
             }
+            self.ledger.still_opening().map_err(|e| e.to_string())?;
         }
-        self.ledger.add_missing(&fit).map_err(|e| e.to_string())?;
+        if !fit.is_empty() {
+            self.ledger.add_missing(&fit).map_err(|e| e.to_string())?;
+        }
         if !misfit.is_empty() {
             let (sale, count) = (late.sale.0, misfit.len());
             tracing::error!(sale, count, "records of an older epoch fit no more: kept apart in the ledger");
@@ -54,14 +83,31 @@ impl Keeper {
             eval.arg(mark).arg(record.number.0).arg(record.user).arg(record.item);
             eval.arg(taken_ms).arg(record.expires_ms).arg(purchased_ms);
         }
-        let reply: String = self.store.eval(&eval)?;
+        let reply = self.store.eval(&eval)?;
         match reply.split_once(' ') {
             Some(("K", marks)) => Ok(marks.to_owned()),
-            // The sale has ended and its state is gone: the facts stand, there is nothing left to oversell.
-            _ if reply == "N" && !self.open.iter().any(|terms| terms.sale == late.sale) => {
-                Ok("F".repeat(records.len()))
-            }
+            _ if !self.open.iter().any(|terms| terms.sale == late.sale) => self.offer_to_ledger(late, records),
             _ => Err(format!("sale {} cannot take late records now: Redis says {reply}", late.sale)),
         }
+    }
+
+    /// The sale has ended and its state is gone: the holds are history, and the purchases are counted by the ledger.
+    fn offer_to_ledger(&mut self, late: &Records, records: &[RecordRef<'_>]) -> Result<String, String> {
+        let rows = self.ledger.sales(late.sale.0.saturating_mul(1000)).map_err(|e| e.to_string())?;
+        let items = rows.iter().find(|row| row.terms.sale == late.sale).map_or(0, |row| row.terms.items);
+        let mut purchased = std::collections::HashSet::new();
+        let each = &mut |row: crate::ledger::HoldRow| {
+            purchased.extend(row.purchased_ms.map(|_| row.number));
+        };
+        self.ledger.holds(late.sale, each).map_err(|e| e.to_string())?;
+        let fits = |record: &RecordRef<'_>| {
+            let counted = record.kind == RecordKind::Hold || purchased.contains(&record.number);
+            let fits = counted || (purchased.len() as u64) < items;
+            if fits && record.kind == RecordKind::Purchase {
+                purchased.insert(record.number);
+            }
+            if fits { 'F' } else { 'M' }
+        };
+        Ok(records.iter().map(fits).collect())
     }
 }

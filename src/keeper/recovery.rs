@@ -5,9 +5,9 @@
 
 use super::distributed::Keeper;
 use super::merge::{Known, Union};
-use super::store::Condition;
+use super::store::{Built, Condition};
 use crate::domain::{HoldNumber, Record, RecordKind, Records, Terms};
-use crate::ledger::HoldRow;
+use crate::ledger::{Epoch, HoldRow};
 use crate::record::Message;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -17,6 +17,8 @@ const LOCK_WAIT: Duration = Duration::from_secs(3);
 /// How long the other instances may take to stop, write what they have and let go of the old epoch. A dead one's
 /// lock is let go by Postgres; what a slow one still has is offered to Redis afterwards.
 const DRAIN_WAIT: Duration = Duration::from_secs(2);
+/// How long a session that was told to end may take.
+const EVICT_WAIT: Duration = Duration::from_secs(2);
 /// How long this instance's own calls and records may take to be done.
 const OWN_DRAIN: Duration = Duration::from_secs(2);
 /// Records that the ledger lacks are written in batches of this size.
@@ -42,6 +44,9 @@ impl Keeper {
         self.drain_own();
         self.ledger.leave().map_err(|e| e.to_string())?;
         self.with_opening_lock(Keeper::recover_locked)?;
+        self.doubt = None;
+        // What the cores found odd until now is settled with it; what still is odd, they find again.
+        while self.suspicions.try_recv().is_ok() {}
         let took = begun.elapsed();
         tracing::info!(epoch = self.epoch.number, sales = self.open.len(), ?took, "the doubt is settled");
         Ok(())
@@ -57,7 +62,9 @@ impl Keeper {
         }
         let (done, wait) = crossbeam_channel::bounded(1);
         let left = until.saturating_duration_since(Instant::now());
-        if self.writer.send_timeout(Message::Flush(done), left).is_err() || wait.recv_deadline(until).is_err() {
+        if self.recorder.sender().send_timeout(Message::Flush(done), left).is_err()
+            || wait.recv_deadline(until).is_err()
+        {
             tracing::warn!("records of this instance are not written yet; they are offered again afterwards");
         }
     }
@@ -82,7 +89,13 @@ impl Keeper {
             self.reopen(current.number, &identity, &opened)?;
         }
         self.open = opened;
-        self.ledger.join(self.epoch.number).map_err(|e| e.to_string())
+        self.ledger.join(self.epoch.number).map_err(|e| e.to_string())?;
+        // A frozen opener may have come back long after others went on: he must not sell by what he has opened.
+        let current = self.ledger.epoch().map_err(|e| e.to_string())?;
+        if current != self.epoch {
+            return Err(format!("the ledger has moved on to epoch {}", current.number));
+        }
+        Ok(())
     }
 
     /// Raises the epoch and opens all sales anew under it.
@@ -90,29 +103,47 @@ impl Keeper {
         let epoch = self.ledger.raise(old).map_err(|e| e.to_string())?;
         tracing::warn!(epoch, sales = opened.len(), "rebuilding under a new epoch");
         for terms in opened {
-            self.store.close(terms.sale, epoch)?;
+            self.store.close(terms, epoch)?;
         }
-        if !self.ledger.drain(old, DRAIN_WAIT).map_err(|e| e.to_string())? {
-            tracing::warn!(epoch = old, "an instance has not let go of the old epoch; going on without it");
-        }
+        self.drain_others(old)?;
+        let mut built = Vec::with_capacity(opened.len());
         for terms in opened {
-            self.rebuild(terms, epoch)?;
+            built.push(self.rebuild(terms, epoch)?);
         }
         // The last look before it sells: still the one who opens, still the same epoch and the same Redis.
-        self.ledger.still_opening().map_err(|e| e.to_string())?;
+        self.still_opening()?;
         self.ledger.set_identity(epoch, identity).map_err(|e| e.to_string())?;
         if self.store.identity()? != identity {
             return Err("Redis was started anew in the middle of rebuilding".into());
         }
-        for terms in opened {
-            self.store.open(terms, epoch)?;
+        for built in &built {
+            self.store.open(built)?;
         }
-        self.epoch = crate::ledger::Epoch { number: epoch, identity: identity.to_owned() };
+        self.epoch = Epoch { number: epoch, identity: identity.to_owned() };
         Ok(())
     }
 
+    fn still_opening(&mut self) -> Result<(), String> {
+        self.ledger.still_opening().map_err(|e| e.to_string())
+    }
+
+    /// Waits until nobody can write under the epoch `old`, and sees to it in the end.
+    fn drain_others(&mut self, old: u64) -> Result<(), String> {
+        if self.ledger.drain(old, DRAIN_WAIT).map_err(|e| e.to_string())? {
+            return Ok(());
+        }
+        self.still_opening()?;
+        // A frozen instance, or a writer in the midst of a transaction that never ends: it could commit after the
+        // merge. What it has not committed is offered to Redis when it goes on.
+        let sessions = self.ledger.evict(old).map_err(|e| e.to_string())?;
+        tracing::warn!(epoch = old, sessions, "an instance has not let go of the old epoch: its sessions are ended");
+        let free = self.ledger.drain(old, EVICT_WAIT).map_err(|e| e.to_string())?;
+        self.still_opening()?;
+        if free { Ok(()) } else { Err(format!("somebody still writes under epoch {old}")) }
+    }
+
     /// Builds a sale's state for `epoch` from all that is known of it. [`super::store::Store::open`] puts it in place.
-    pub(super) fn rebuild(&mut self, terms: &Terms, epoch: u64) -> Result<(), String> {
+    pub(super) fn rebuild(&mut self, terms: &Terms, epoch: u64) -> Result<Built, String> {
         let mut union = Union::default();
         let mut with_checkout = HashSet::new();
         let each = &mut |row: HoldRow| {
@@ -122,14 +153,15 @@ impl Keeper {
             union.ledger(row.number.0, known(&row));
         };
         self.ledger.holds(terms.sale, each).map_err(|e| e.to_string())?;
-        self.store.holds(terms.sale, &mut |number, known| {
-            union.redis(number, known, with_checkout.contains(&number));
-        })?;
+        let ledger = &mut self.ledger;
+        let alive = &mut || ledger.still_opening().map_err(|e| e.to_string());
+        let each = &mut |number, known| union.redis(number, known, with_checkout.contains(&number));
+        self.store.holds(terms.sale, each, alive)?;
         for chunk in union.missing.chunks(BATCH) {
             let mut records = Records::new(terms.sale, epoch);
             chunk.iter().for_each(|record| records.push(record));
             self.ledger.add_missing(&records).map_err(|e| e.to_string())?;
-            self.ledger.still_opening().map_err(|e| e.to_string())?;
+            self.still_opening()?;
         }
         let now_ms = self.store.now_ms()?;
         let rebuilt = union.rebuild(terms, now_ms);

@@ -16,8 +16,10 @@ use std::time::Duration;
 const CHUNK: usize = 500;
 /// How long a sale's keys outlive it at most, in seconds: a backstop for deployments that are given up.
 const KEEP_SECONDS: u64 = 7 * 24 * 3600;
-/// How long a state that was never opened lies about, in seconds.
-const BUILD_SECONDS: u64 = 3600;
+/// How long a state that was never opened lies about, in seconds; counted anew from each chunk.
+const BUILD_SECONDS: u64 = 300;
+/// Keys that are looked through in one command.
+const SCAN: usize = 1_000;
 /// The oldest Redis that scripts are written for: effects are replicated, and `TIME` may come before a write.
 const MIN_VERSION: u64 = 7;
 
@@ -116,10 +118,41 @@ impl Store {
         })
     }
 
-    /// Stops what there is of `sale` from selling under an epoch older than `epoch`.
-    pub fn close(&mut self, sale: SaleId, epoch: u64) -> Result<(), String> {
-        let _: String = self.ask(cmd("EVAL").arg(scripts::CLOSE).arg(1).arg(state_key(sale)).arg(epoch))?;
-        Ok(())
+    /// Stops the sale from selling under an epoch older than `epoch`, whether there is a state or not.
+    pub fn close(&mut self, terms: &Terms, epoch: u64) -> Result<(), String> {
+        let mut eval = cmd("EVAL");
+        eval.arg(scripts::CLOSE).arg(1).arg(state_key(terms.sale)).arg(epoch).arg(terms.ends_ms / 1000 + KEEP_SECONDS);
+        match self.ask::<String>(&eval)?.as_str() {
+            "K" => Ok(()),
+            other => Err(format!("sale {} cannot be closed for epoch {epoch}: Redis says {other}", terms.sale)),
+        }
+    }
+
+    /// The sales that have a state in Redis, with their end in unix milliseconds. Looks through all keys.
+    pub fn sales(&mut self) -> Result<Vec<(SaleId, u64)>, String> {
+        let (mut cursor, mut found) = (0u64, Vec::new());
+        loop {
+            let mut scan = cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg("{sale:*}:state").arg("COUNT").arg(SCAN).arg("TYPE").arg("hash");
+            let (next, keys): (u64, Vec<Vec<u8>>) = self.ask(&scan)?;
+            let sale = |key: &[u8]| {
+                let number = std::str::from_utf8(key).ok()?.strip_prefix("{sale:")?.strip_suffix("}:state")?;
+                number.parse().ok().map(SaleId)
+            };
+            found.extend(keys.iter().filter_map(|key| sale(key)));
+            cursor = next;
+            if next == 0 {
+                break;
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        let mut sales = Vec::with_capacity(found.len());
+        for sale in found {
+            let end: Option<u64> = self.ask(cmd("HGET").arg(state_key(sale)).arg("end"))?;
+            sales.extend(end.map(|end| (sale, end)));
+        }
+        Ok(sales)
     }
 
     /// How many holds `sale` ever had in Redis and how many were redeemed; `None` if it has no state.
@@ -129,9 +162,15 @@ impl Store {
         Ok(taken.zip(purchased))
     }
 
-    /// Calls `each` for every hold that Redis remembers of `sale`.
-    pub fn holds(&mut self, sale: SaleId, each: &mut dyn FnMut(u64, Known)) -> Result<(), String> {
-        let mut cursor = 0u64;
+    /// Calls `each` for every hold that Redis remembers of `sale`, for some twice. `alive` is asked after each chunk.
+    /// Says whether all of them could be read.
+    pub fn holds(
+        &mut self,
+        sale: SaleId,
+        each: &mut dyn FnMut(u64, Known),
+        alive: &mut dyn FnMut() -> Result<(), String>,
+    ) -> Result<bool, String> {
+        let (mut cursor, mut whole) = (0u64, true);
         loop {
             let mut scan = cmd("HSCAN");
             scan.arg(state_key(sale)).arg(cursor).arg("MATCH").arg("h:*").arg("COUNT").arg(CHUNK);
@@ -139,102 +178,105 @@ impl Store {
             for (field, record) in found {
                 match field.strip_prefix("h:").and_then(|n| n.parse().ok()).zip(read_record(&record)) {
                     Some((number, known)) => each(number, known),
-                    None => tracing::error!(%sale, field, "a hold in Redis that cannot be read"),
+                    None => {
+                        whole = false;
+                        tracing::error!(%sale, field, "a hold in Redis that cannot be read");
+                    }
                 }
             }
             if next == 0 {
-                return Ok(());
+                return Ok(whole);
             }
+            alive()?;
             cursor = next;
         }
     }
 
-    /// Builds `sale`'s state for `epoch` beside what is there. [`Store::open`] puts it in place. `alive` is asked
-    /// after each chunk.
+    /// Builds `sale`'s state for `epoch` beside what is there, under names that nobody else uses. [`Store::open`] puts
+    /// it in place. `alive` is asked after each chunk.
     pub fn build(
         &mut self,
         terms: &Terms,
         epoch: u64,
         rebuilt: &Rebuilt,
         alive: &mut dyn FnMut() -> Result<(), String>,
-    ) -> Result<(), String> {
-        let (state, queue) = build_keys(terms.sale, epoch);
-        let _: () = self.ask(cmd("UNLINK").arg(&state).arg(&queue))?;
+    ) -> Result<Built, String> {
+        let built = Built::name(terms, epoch);
+        let Built { state, queue, .. } = &built;
         let holds: Vec<_> = rebuilt.holds.iter().collect();
         let mut users = std::collections::HashMap::<Id, u64>::new();
         for chunk in holds.chunks(CHUNK) {
             let mut set = cmd("HSET");
-            set.arg(&state);
+            set.arg(state);
             for (number, (known, place)) in chunk {
                 set.arg(format!("h:{number}")).arg(write_record(known, *place));
                 if *place != Place::Expired {
                     *users.entry(known.user).or_default() += 1;
                 }
             }
-            let _: () = self.ask(&set)?;
+            self.add(set, state)?;
             alive()?;
         }
         let users: Vec<_> = users.into_iter().collect();
         for chunk in users.chunks(CHUNK) {
             let mut set = cmd("HSET");
-            set.arg(&state);
+            set.arg(state);
             for (user, count) in chunk {
                 set.arg([b"u:", user.as_bytes()].concat()).arg(*count);
             }
-            let _: () = self.ask(&set)?;
+            self.add(set, state)?;
+            alive()?;
         }
         let mut live: Vec<_> = holds.iter().filter(|(_, (_, place))| *place == Place::Held).collect();
         live.sort_by_key(|(number, (known, _))| (known.expires_ms, **number));
         for chunk in live.chunks(CHUNK) {
             let mut push = cmd("RPUSH");
-            push.arg(&queue);
+            push.arg(queue);
             for (number, (known, _)) in chunk {
                 push.arg([format!("{number}:{}:", known.expires_ms).as_bytes(), known.user.as_bytes()].concat());
             }
-            let _: () = self.ask(&push)?;
+            self.add(push, queue)?;
             alive()?;
         }
-        self.build_terms(&state, &queue, terms, epoch, rebuilt)
+        self.build_terms(&built, rebuilt)?;
+        Ok(built)
     }
 
-    fn build_terms(
-        &mut self,
-        state: &str,
-        queue: &str,
-        terms: &Terms,
-        epoch: u64,
-        rebuilt: &Rebuilt,
-    ) -> Result<(), String> {
-        let free = terms.items.saturating_sub(rebuilt.purchased + rebuilt.held);
-        // Time does not go back behind what is recorded, even if this Redis' clock is behind the last one's.
-        let times = rebuilt.holds.values().map(|(known, _)| known.taken_ms.max(known.purchased_ms.unwrap_or(0)));
-        let clock_ms = times.max().unwrap_or(0);
+    /// Adds to a key that disappears by itself unless it is opened.
+    fn add(&mut self, command: Cmd, key: &str) -> Result<(), String> {
         let mut pipe = Pipeline::new();
-        let set = pipe.cmd("HSET").arg(state).arg("epoch").arg(epoch).arg("status").arg("open");
+        pipe.atomic().add_command(command).cmd("EXPIRE").arg(key).arg(BUILD_SECONDS);
+        self.run(|connection| pipe.exec(connection))
+    }
+
+    fn build_terms(&mut self, built: &Built, rebuilt: &Rebuilt) -> Result<(), String> {
+        let Built { terms, epoch, state, queue } = built;
+        let free = terms.items.saturating_sub(rebuilt.purchased + rebuilt.held);
+        let mut set = cmd("HSET");
+        set.arg(state).arg("epoch").arg(epoch).arg("status").arg("open");
         for (field, value) in [
             ("items", terms.items),
             ("limit", terms.user_limit),
             ("hold", terms.hold_ms),
             ("start", terms.starts_ms),
             ("end", terms.ends_ms),
-            ("clock", clock_ms),
+            // Time does not go back behind what is recorded, even if this Redis' clock is behind the last one's.
+            ("clock", rebuilt.clock_ms),
             ("free", free),
             ("held", rebuilt.held),
             ("purchased", rebuilt.purchased),
-            ("taken", rebuilt.holds.len() as u64),
+            ("taken", rebuilt.holds.values().filter(|(known, _)| known.has_checkout()).count() as u64),
             ("queue", rebuilt.held),
         ] {
             set.arg(field).arg(value);
         }
-        for key in [state, queue] {
-            pipe.cmd("EXPIRE").arg(key).arg(BUILD_SECONDS);
-        }
-        self.run(|connection| pipe.exec(connection))
+        self.add(set, state)?;
+        if rebuilt.held > 0 { self.ask(cmd("EXPIRE").arg(queue).arg(BUILD_SECONDS)) } else { Ok(()) }
     }
 
-    /// Puts the state that was built for `epoch` in place. `Err` if a newer epoch is there.
-    pub fn open(&mut self, terms: &Terms, epoch: u64) -> Result<(), String> {
-        let (state, queue) = build_keys(terms.sale, epoch);
+    /// Puts a state in place that was built. `Err` if a newer epoch is there, or this one sells already.
+    pub fn open(&mut self, built: &Built) -> Result<(), String> {
+        let Built { terms, epoch, state, queue } = built;
         let until = terms.ends_ms / 1000 + KEEP_SECONDS;
         let mut eval = cmd("EVAL");
         eval.arg(scripts::OPEN).arg(4).arg(state_key(terms.sale)).arg(queue_key(terms.sale)).arg(state).arg(queue);
@@ -256,9 +298,22 @@ impl Store {
     }
 }
 
-/// Where a state is built: of one hash tag with the real one, so that it can be renamed in a script.
-fn build_keys(sale: SaleId, epoch: u64) -> (String, String) {
-    (format!("{}:build:{epoch}", state_key(sale)), format!("{}:build:{epoch}", queue_key(sale)))
+/// A state that was built and not opened yet.
+pub struct Built {
+    terms: Terms,
+    epoch: u64,
+    state: String,
+    queue: String,
+}
+
+impl Built {
+    /// Names of one hash tag with the real ones, so that they can be renamed in a script, and of one builder, who may
+    /// have been frozen while another one came to build the same.
+    fn name(terms: &Terms, epoch: u64) -> Built {
+        let nonce = fastrand::u64(..);
+        let name = |key: String| format!("{key}:build:{epoch}:{nonce:x}");
+        Built { terms: *terms, epoch, state: name(state_key(terms.sale)), queue: name(queue_key(terms.sale)) }
+    }
 }
 
 fn write_record(known: &Known, place: Place) -> Vec<u8> {

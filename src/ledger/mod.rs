@@ -69,7 +69,7 @@ pub trait Ledger: Send {
     /// Notes that `sale` is about to be opened in the inventory.
     fn mark_opened(&mut self, sale: SaleId) -> Result<(), LedgerError>;
 
-    /// Calls `each` for every hold of `sale`, in the order of their numbers.
+    /// Calls `each` for every hold of `sale`, in the order of their numbers. Keeps the openers' lock, where it is held.
     fn holds(&mut self, sale: SaleId, each: &mut dyn FnMut(HoldRow)) -> Result<(), LedgerError>;
 
     /// How many checkouts and how many purchases the ledger has of `sale`.
@@ -114,11 +114,15 @@ pub trait Fence: Ledger {
     /// Raises the epoch from `from` to `from + 1`, visible to all at once; `Stale` if it is not `from` any more.
     fn raise(&mut self, from: u64) -> Result<u64, LedgerError>;
 
-    /// Notes the Redis that `epoch` is opened on; `Stale` if the epoch has moved on.
+    /// Notes the Redis that `epoch` is opened on; `Stale` if the epoch has moved on, or was opened on another one.
     fn set_identity(&mut self, epoch: u64, identity: &str) -> Result<(), LedgerError>;
 
     /// Waits until no instance holds the shared lock of `epoch`, at most `wait`. `Ok(false)` if one still does.
     fn drain(&mut self, epoch: u64, wait: std::time::Duration) -> Result<bool, LedgerError>;
+
+    /// Ends the sessions of this database that hold the shared lock of `epoch`, whoever has them: frozen instances and
+    /// writers. What they had not committed is undone. Returns how many were told to end; [`Fence::drain`] waits.
+    fn evict(&mut self, epoch: u64) -> Result<u64, LedgerError>;
 
     /// Writes what is missing of `records` under their epoch, row by row where others are there already.
     /// Returns how many rows were new. `Stale` as in [`Append`].

@@ -182,11 +182,12 @@ impl<A: Append + 'static> Writer<A> {
     }
 
     fn pass_on_stale(&self, handoffs: &mut Vec<Box<Handoff>>, current: u64) {
+        let mut count = 0;
         for handoff in handoffs.extract_if(.., |h| h.records.epoch != current) {
-            let count = handoff.records.len() as u64;
-            tracing::warn!(epoch = handoff.records.epoch, current, count, "records of another epoch");
-            self.inbox.counters.stale.fetch_add(count, Ordering::Relaxed);
+            count += handoff.records.len() as u64;
             let _ = self.stale.send(handoff);
         }
+        tracing::warn!(current, count, "records of another epoch");
+        self.inbox.counters.stale.fetch_add(count, Ordering::Relaxed);
     }
 }

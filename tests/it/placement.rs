@@ -89,8 +89,8 @@ fn open_sale(target: &Arc<Target>) -> View {
         ends_ms: (now + 3600) * 1000,
     };
     let mut store = Store::new(target.clone(), Duration::from_secs(2));
-    store.build(&terms, 1, &Rebuilt::default(), &mut || Ok(())).unwrap();
-    store.open(&terms, 1).unwrap();
+    let built = store.build(&terms, 1, &Rebuilt::default(), &mut || Ok(())).unwrap();
+    store.open(&built).unwrap();
     let clock = Clock::new(Instant::now(), store.now_ms().unwrap());
     View { epoch: 1, selling: true, sales: vec![terms], identity: store.identity().unwrap(), clock }
 }

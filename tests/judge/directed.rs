@@ -19,8 +19,8 @@ fn opened(items: u64, user_limit: u64) -> (Bench, Terms) {
     let sale = bench.next_sale();
     let ends_ms = START_MS + 100_000;
     let terms = Terms { sale, items, user_limit, hold_ms: 1_000, starts_ms: START_MS, ends_ms };
-    bench.store.build(&terms, 1, &Rebuilt::default(), &mut || Ok(())).unwrap();
-    bench.store.open(&terms, 1).unwrap();
+    let built = bench.store.build(&terms, 1, &Rebuilt::default(), &mut || Ok(())).unwrap();
+    bench.store.open(&built).unwrap();
     bench.send_clock(START_MS);
     (bench, terms)
 }

@@ -191,7 +191,7 @@ impl Duel<'_> {
 
     fn rebuild(&mut self, at: usize, lacking: u64) -> Result<(), String> {
         self.settle()?;
-        self.bench.store.close(self.terms.sale, self.epoch + 1)?;
+        self.bench.store.close(&self.terms, self.epoch + 1)?;
         for (epoch, refusal) in [(self.epoch, Refusal::Epoch(self.epoch + 1)), (self.epoch + 1, Refusal::Closed)] {
             self.bench.send_purchases(&self.terms, epoch, vec![HoldNumber(self.next - 1)]);
             self.bench.send_checkouts(&self.terms, epoch, vec![(HoldNumber(self.next), user(0), item(0))]);
@@ -217,9 +217,13 @@ impl Duel<'_> {
             union.ledger(row.number.0, Known { user, item, taken_ms, expires_ms, purchased_ms });
         }
         let has_checkout = |number: u64| rows.iter().any(|row| row.number.0 == number && row.has_checkout);
-        self.bench.store.holds(self.terms.sale, &mut |number, known| {
-            union.redis(number, known, has_checkout(number));
-        })?;
+        self.bench.store.holds(
+            self.terms.sale,
+            &mut |number, known| {
+                union.redis(number, known, has_checkout(number));
+            },
+            &mut || Ok(()),
+        )?;
         let sorted = |records: &[Record]| {
             let mut records = records.to_vec();
             records.sort_by_key(|record| (record.number, record.kind));
@@ -227,8 +231,8 @@ impl Duel<'_> {
         };
         same("what the ledger lacks", sorted(&union.missing), sorted(lacking))?;
         let rebuilt = union.rebuild(&self.terms, self.now);
-        self.bench.store.build(&self.terms, self.epoch, &rebuilt, &mut || Ok(()))?;
-        self.bench.store.open(&self.terms, self.epoch)?;
+        let built = self.bench.store.build(&self.terms, self.epoch, &rebuilt, &mut || Ok(()))?;
+        self.bench.store.open(&built)?;
         self.memory = MemorySale::open(self.terms, self.rows.values().copied(), self.now);
         same("holds without an item", rebuilt.misfits.len() as u64, self.memory.dropped())?;
         self.set_clock(self.now);

@@ -82,8 +82,8 @@ pub fn play(bench: &mut Bench, case: &Case) -> Result<(), String> {
     let Case { items, user_limit, .. } = *case;
     let ends_ms = START_MS + LENGTH_MS;
     let terms = Terms { sale, items, user_limit, hold_ms: HOLD_MS, starts_ms: START_MS, ends_ms };
-    bench.store.build(&terms, 1, &Rebuilt::default(), &mut || Ok(()))?;
-    bench.store.open(&terms, 1)?;
+    let built = bench.store.build(&terms, 1, &Rebuilt::default(), &mut || Ok(()))?;
+    bench.store.open(&built)?;
     let mut model = Model { terms, holds: BTreeMap::new() };
     prepare(bench, case, &mut model);
 

@@ -125,3 +125,40 @@ fn an_idle_opener_loses_the_lock() {
     assert!(!why.contains('\n'), "{why}");
     two.still_opening().unwrap();
 }
+
+#[test]
+fn who_does_not_let_go_is_evicted() {
+    let database = Database::new();
+    let (mut member, mut opener) = (database.ledger(), database.ledger());
+    let mut append = database.append();
+    append.append(&[&batch(1, Hold, [0])]).unwrap();
+    member.join(1).unwrap();
+    // A writer that froze in the midst of a transaction, with a row that would block the same one of others.
+    let mut frozen = database.client();
+    let begin = format!(
+        "BEGIN; SELECT pg_advisory_xact_lock_shared({}, 1);
+         INSERT INTO ledger_holds SELECT sale_id, 7, code, user_id, item_id, created_at, expires_at FROM ledger_holds",
+        0x6673_0002
+    );
+    frozen.batch_execute(&begin).unwrap();
+    opener.join(2).unwrap();
+    assert_eq!(opener.raise(1).unwrap(), 2);
+    assert!(!opener.drain(1, SOON).unwrap());
+    assert_eq!(opener.evict(1).unwrap(), 2);
+    assert!(opener.drain(1, Duration::from_secs(5)).unwrap());
+    assert!(frozen.batch_execute("COMMIT").is_err(), "what was not committed never will be");
+    assert!(!member.is_member());
+    assert!(opener.is_member(), "those of another epoch stay");
+    assert_eq!(opener.evict(1).unwrap(), 0);
+    assert_eq!(database.client().query("SELECT 1 FROM ledger_holds WHERE hold = 7", &[]).unwrap().len(), 0);
+}
+
+#[test]
+fn an_epoch_is_opened_on_one_redis() {
+    let database = Database::new();
+    let mut one = database.ledger();
+    one.set_identity(1, "run a").unwrap();
+    one.set_identity(1, "run a").unwrap();
+    assert!(matches!(one.set_identity(1, "run b"), Err(LedgerError::Stale { current: 1 })));
+    assert_eq!(one.epoch().unwrap().identity, "run a");
+}

@@ -35,8 +35,10 @@ pub(super) fn answer(lane: &Lane, state: &mut State, flight: Flight, reply: Repl
     };
     match refusal {
         Some(refusal) => {
+            // The keeper has been on since: this connection leads to a Redis that was left behind.
+            let behind = matches!(refusal, Refusal::Epoch(theirs) if theirs < flight.epoch);
             refused(lane, state, flight, refusal);
-            Ok(())
+            if behind { Err("Redis carries an older epoch".into()) } else { Ok(()) }
         }
         None => {
             refuse(flight.requests, state);

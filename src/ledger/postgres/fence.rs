@@ -105,7 +105,7 @@ impl Fence for PostgresLedger {
 
     fn set_identity(&mut self, epoch: u64, identity: &str) -> Result<(), LedgerError> {
         let changed = self.run(async move |wire| {
-            const NOTE: &str = "UPDATE ledger_fence SET identity = $2 WHERE number = $1";
+            const NOTE: &str = "UPDATE ledger_fence SET identity = $2 WHERE number = $1 AND identity IN ('', $2)";
             Ok(wire.client.execute(NOTE, &[&signed(epoch)?, &identity]).await?)
         })?;
         if changed == 0 { Err(self.stale()) } else { Ok(()) }
@@ -130,6 +130,18 @@ impl Fence for PostgresLedger {
             }
             std::thread::sleep(DRAIN_LOOK.min(left));
         }
+    }
+
+    fn evict(&mut self, epoch: u64) -> Result<u64, LedgerError> {
+        let key = epoch_key(epoch)?;
+        self.run(async move |wire| {
+            let end = format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted \
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+                 AND classid = {EPOCH_CLASS} AND objid = {key} AND objsubid = 2 AND pid <> pg_backend_pid()"
+            );
+            Ok(wire.client.query(&end, &[]).await?.len() as u64)
+        })
     }
 
     fn add_missing(&mut self, records: &Records) -> Result<u64, LedgerError> {

@@ -10,7 +10,7 @@ use super::session::{Failure, Session, Wire};
 use super::{READ_LIMIT, SCHEMA_CLASS, WORK_LIMIT};
 use crate::code::{Codes, KEY_BYTES};
 use crate::domain::{HoldNumber, Id, SaleId, Terms};
-use crate::ledger::{HoldRow, Ledger, LedgerError, SaleRow};
+use crate::ledger::{Fence, HoldRow, Ledger, LedgerError, SaleRow};
 use bytes::BytesMut;
 use futures_util::StreamExt;
 use std::error::Error;
@@ -25,7 +25,7 @@ const ROW_LIMIT: Duration = Duration::from_secs(10);
 /// `Ledger` and `Fence` over Postgres. Makes no connection before the first call, and the schema on the first one.
 ///
 /// A call takes at most the time to connect (3 s a host by default) and 5 s for each statement; [`Ledger::holds`] at
-/// most 60 s in all and 10 s for the next row. After an error the next call connects anew.
+/// most 60 s a page and 10 s for the next row. After an error the next call connects anew.
 pub struct PostgresLedger {
     pub(super) settings: ConnectSettings,
     pub(super) work: Link,
@@ -93,6 +93,42 @@ async fn make_schema(wire: &mut Wire) -> Result<(), Failure> {
     Ok(())
 }
 
+impl PostgresLedger {
+    /// The holds after the number `after`, a page of them; the page's last number, `None` if it was the last page; and
+    /// how many rows this service cannot have written.
+    fn page_of_holds(
+        &mut self,
+        sale: SaleId,
+        after: i64,
+        each: &mut dyn FnMut(HoldRow),
+    ) -> Result<(Option<i64>, u64), LedgerError> {
+        let done = self.work.run_within(READ_LIMIT, async move |wire| {
+            let sale = signed(sale.0)?;
+            let begin = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", READ_LIMIT.as_millis());
+            wire.client.batch_execute(&begin).await?;
+            let row = wire.client.query_one(END_OF_PAGE, &[&sale, &after, &PAGE]).await?;
+            let last: Option<i64> = row.try_get(0)?;
+            let upto = last.unwrap_or(i64::MAX);
+            let arguments = [(sale, Type::INT8), (after, Type::INT8), (upto, Type::INT8)];
+            let mut rows = pin!(wire.client.query_typed_raw(HOLDS_OF_SALE, arguments).await?);
+            let mut malformed = 0u64;
+            loop {
+                let next = tokio::time::timeout(ROW_LIMIT, rows.next()).await;
+                match next.map_err(|_| Failure::refused(format!("no further row within {ROW_LIMIT:?}")))? {
+                    Some(row) => match hold_row(&row?) {
+                        Some(hold) => each(hold),
+                        None => malformed += 1,
+                    },
+                    None => break,
+                }
+            }
+            wire.client.batch_execute("COMMIT").await?;
+            Ok((last, malformed))
+        });
+        Ok(done?)
+    }
+}
+
 impl Ledger for PostgresLedger {
     fn code_key(&mut self) -> Result<[u8; KEY_BYTES], LedgerError> {
         // From the operating system: the codes are worth no more than this key is hard to guess.
@@ -150,26 +186,17 @@ impl Ledger for PostgresLedger {
 
     fn holds(&mut self, sale: SaleId, each: &mut dyn FnMut(HoldRow)) -> Result<(), LedgerError> {
         self.ready()?;
-        let done = self.work.run_within(READ_LIMIT, async move |wire| {
-            let begin = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", READ_LIMIT.as_millis());
-            wire.client.batch_execute(&begin).await?;
-            let rows = wire.client.query_typed_raw(HOLDS_OF_SALE, [(signed(sale.0)?, Type::INT8)]).await?;
-            let mut rows = pin!(rows);
-            let mut malformed = 0u64;
-            loop {
-                let next = tokio::time::timeout(ROW_LIMIT, rows.next()).await;
-                match next.map_err(|_| Failure::refused(format!("no further row within {ROW_LIMIT:?}")))? {
-                    Some(row) => match hold_row(&row?) {
-                        Some(hold) => each(hold),
-                        None => malformed += 1,
-                    },
-                    None => break,
-                }
+        let (mut after, mut malformed) = (-1, 0);
+        // In pages: whoever has the openers' lock must be heard of every few seconds, however large the sale is.
+        loop {
+            let (last, odd) = self.page_of_holds(sale, after, each)?;
+            malformed += odd;
+            let Some(last) = last else { break };
+            after = last;
+            if self.opener.is_some() {
+                self.still_opening()?;
             }
-            wire.client.batch_execute("COMMIT").await?;
-            Ok(malformed)
-        });
-        let malformed = done?;
+        }
         if malformed > 0 {
             tracing::error!(%sale, malformed, "holds in the ledger that this service cannot have written are left out");
         }
@@ -189,11 +216,19 @@ impl Ledger for PostgresLedger {
 /// The columns that [`sale_row`] reads.
 const SALE: &str = "sale_id, items, user_limit, hold_ms, starts_at, ends_at, opened";
 
+/// Checkouts in a page: read in a fraction of a second.
+const PAGE: i64 = 20_000;
+
+/// The number of the page's last hold, if there are as many after the second argument.
+const END_OF_PAGE: &str = "SELECT (SELECT hold FROM ledger_holds WHERE sale_id = $1 AND hold > $2 ORDER BY hold OFFSET $3::bigint - 1 LIMIT 1)";
+
 /// A purchase's columns stand behind the hold's; either half may be null.
 const HOLDS_OF_SALE: &str = "\
     SELECT hold, h.user_id, h.item_id, h.created_at, h.expires_at, p.user_id, p.item_id, p.created_at \
-    FROM (SELECT hold, user_id, item_id, created_at, expires_at FROM ledger_holds WHERE sale_id = $1) h \
-    FULL JOIN (SELECT hold, user_id, item_id, created_at FROM ledger_purchases WHERE sale_id = $1) p USING (hold) \
+    FROM (SELECT hold, user_id, item_id, created_at, expires_at FROM ledger_holds \
+        WHERE sale_id = $1 AND hold > $2 AND hold <= $3) h \
+    FULL JOIN (SELECT hold, user_id, item_id, created_at FROM ledger_purchases \
+        WHERE sale_id = $1 AND hold > $2 AND hold <= $3) p USING (hold) \
     ORDER BY hold";
 
 /// The schema's checks keep malformed sales out, so one is an error and not left out: its items would vanish.

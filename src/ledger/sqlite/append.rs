@@ -4,7 +4,7 @@
 //! the ledger, save when the disk itself failed in the commit: then the rows may show up after a crash, and writing
 //! them again is harmless. Refuses to know where the records come from.
 
-use super::{EMBEDDED_EPOCH, FolderLock, connect, int};
+use super::{EPOCH, FolderLock, connect, int};
 use crate::code::Codes;
 use crate::domain::{HoldKey, RecordKind, RecordRef, Records};
 use crate::ledger::{Append, LedgerError};
@@ -39,8 +39,8 @@ impl SqliteAppend {
 
 impl Append for SqliteAppend {
     fn append(&mut self, batches: &[&Records]) -> Result<(), LedgerError> {
-        if batches.iter().any(|records| records.epoch != EMBEDDED_EPOCH) {
-            return Err(LedgerError::Stale { current: EMBEDDED_EPOCH });
+        if batches.iter().any(|records| records.epoch != EPOCH) {
+            return Err(LedgerError::Stale { current: EPOCH });
         }
         let mut db = match self.db.take() {
             Some(db) => db,

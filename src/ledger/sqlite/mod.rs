@@ -3,7 +3,7 @@
 //! Owns the folder (one process at a time, by a lock on `<DATA_DIR>/lock`), the file `ledger.db` and its schema.
 //! Two handles share the lock: [`SqliteLedger`] for the keeper and [`SqliteAppend`] for the writer, each with a
 //! connection of its own. Invariants: a committed transaction is on the disk (WAL, `synchronous=FULL`); the epoch is
-//! always [`EMBEDDED_EPOCH`], since there is no second opinion to fence off. Refuses to know the inventory and HTTP.
+//! always [`EPOCH`], since there is no second opinion to fence off. Refuses to know the inventory and HTTP.
 
 mod append;
 mod folder;
@@ -15,12 +15,15 @@ pub use folder::OpenError;
 
 use super::{Ledger, LedgerError, SaleRow};
 use crate::code::{Codes, KEY_BYTES};
-use crate::domain::{EMBEDDED_EPOCH, HoldNumber, HoldRow, Id, SaleId, Terms};
+use crate::domain::{HoldNumber, HoldRow, Id, SaleId, Terms};
 use folder::FolderLock;
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// The only epoch of an embedded ledger.
+pub const EPOCH: u64 = 1;
 
 const SCHEMA: &str = include_str!("../../../sql/sqlite.sql");
 /// The version that `SCHEMA` writes into `meta`.

@@ -26,7 +26,7 @@ fn record(kind: RecordKind, number: u64, user: &str) -> Record {
 }
 
 fn batch(sale: SaleId, rows: &[(RecordKind, u64, &str)]) -> Records {
-    let mut records = Records::new(sale, EMBEDDED_EPOCH);
+    let mut records = Records::new(sale, EPOCH);
     rows.iter().for_each(|(kind, number, user)| records.push(&record(*kind, *number, user)));
     records
 }
@@ -163,7 +163,7 @@ fn another_epoch_writes_nothing() {
     for epoch in [0, 2] {
         let stale = Records::new(SALE, epoch);
         let result = appender.append(&[&good, &stale]);
-        assert!(matches!(result, Err(LedgerError::Stale { current: EMBEDDED_EPOCH })));
+        assert!(matches!(result, Err(LedgerError::Stale { current: EPOCH })));
     }
     assert_eq!(ledger.counts(SALE).unwrap(), (0, 0));
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -23,6 +23,7 @@ const STOP: Duration = Duration::from_secs(10);
 #[derive(Clone, Default)]
 pub struct Builder {
     env: BTreeMap<String, String>,
+    binary: Option<PathBuf>,
 }
 
 impl Builder {
@@ -35,6 +36,12 @@ impl Builder {
     /// Leaves a variable unset.
     pub fn without(mut self, name: &str) -> Builder {
         self.env.remove(name);
+        self
+    }
+
+    /// Runs another binary than the one that was built.
+    pub fn binary(mut self, path: &Path) -> Builder {
+        self.binary = Some(path.to_owned());
         self
     }
 
@@ -70,7 +77,8 @@ impl Builder {
     }
 
     fn command(&self, port: u16, admin: u16, dir: &Path) -> Command {
-        let mut command = process::command(Path::new(env!("CARGO_BIN_EXE_flashsale")), "KILL", None);
+        let binary = self.binary.as_deref().unwrap_or(Path::new(env!("CARGO_BIN_EXE_flashsale")));
+        let mut command = process::command(binary, "KILL", None);
         command.env_clear().current_dir(dir).env("RUST_BACKTRACE", "1").env("BIND_ADDR", "127.0.0.1");
         command.env("SERVER_PORT", port.to_string()).env("ADMIN_ADDR", local(admin).to_string());
         command.envs(&self.env);

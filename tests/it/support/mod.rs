@@ -8,6 +8,7 @@ pub mod http;
 pub mod ledger;
 mod postgres_server;
 pub mod process;
+pub mod proxy;
 mod redis_server;
 mod selftest;
 mod selftest_audit;

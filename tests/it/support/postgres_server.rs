@@ -43,7 +43,12 @@ impl Postgres {
 
     /// Where it listens, as `POSTGRES_DSN` takes it.
     pub fn dsn(&self) -> String {
-        format!("host=127.0.0.1 port={} user={OWNER} dbname=flashsale", self.port)
+        self.dsn_at(self.port)
+    }
+
+    /// The same by way of another port: a proxy's.
+    pub fn dsn_at(&self, port: u16) -> String {
+        format!("host=127.0.0.1 port={port} user={OWNER} dbname=flashsale")
     }
 
     /// The port on 127.0.0.1.

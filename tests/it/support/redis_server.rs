@@ -93,6 +93,21 @@ impl Redis {
         self.end(Signal::KILL);
     }
 
+    /// Cuts the last `bytes` off the append-only file of a stopped one, as a power cut takes what was not synced.
+    pub fn cut_append_only_file(&self, bytes: u64) {
+        assert!(self.program.is_none(), "a stopped Redis");
+        let folder = self.dir.path().join("appendonlydir");
+        let files = std::fs::read_dir(&folder).expect("the append-only folder");
+        let path = files
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| path.to_string_lossy().ends_with(".incr.aof"))
+            .expect("an append-only file");
+        let file = std::fs::File::options().write(true).open(path).expect("open it");
+        let length = file.metadata().expect("its length").len();
+        assert!(length > 2 * bytes, "{length} bytes are too few to cut {bytes} off");
+        file.set_len(length - bytes).expect("cut it");
+    }
+
     fn end(&mut self, signal: Signal) {
         if let Some(mut program) = self.program.take() {
             program.end(signal, PATIENCE);

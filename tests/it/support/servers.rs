@@ -80,6 +80,11 @@ impl Stack {
         Stack { backends, _permit: permit }
     }
 
+    /// A distributed stack on a Redis of the test's choice.
+    pub fn on_redis(redis: Redis) -> Stack {
+        Stack { backends: Backends::Distributed { redis, postgres: Postgres::start() }, _permit: Permit::take(1) }
+    }
+
     /// An instance to be on this stack. Several may run on a distributed one.
     pub fn app(&self) -> Builder {
         match &self.backends {
@@ -101,6 +106,14 @@ impl Stack {
     /// The Redis; panics on an embedded stack.
     pub fn redis(&mut self) -> &mut Redis {
         match &mut self.backends {
+            Backends::Distributed { redis, .. } => redis,
+            Backends::Embedded { .. } => panic!("an embedded stack has no Redis"),
+        }
+    }
+
+    /// The Redis, to look at.
+    pub fn redis_ref(&self) -> &Redis {
+        match &self.backends {
             Backends::Distributed { redis, .. } => redis,
             Backends::Embedded { .. } => panic!("an embedded stack has no Redis"),
         }

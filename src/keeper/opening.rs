@@ -1,0 +1,155 @@
+//! Opening sales ahead of their time, and taking in those that others opened.
+//!
+//! Invariant: what is in `open` was found good, or was opened, under the keeper's epoch. Refuses to settle a doubt: it
+//! only raises one.
+
+use super::calendar::{is_far_enough, next_terms};
+use super::distributed::Keeper;
+use super::store::Condition;
+use crate::domain::Terms;
+use crate::inventory::{Clock, View};
+use crate::ledger::SaleRow;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A sale stays in the view this long after its end, since a core's clock is a little behind.
+const LINGER_MS: u64 = 2_000;
+/// Open sales whose state is looked at regularly, the running one first: a loss is found before anybody asks for them.
+const LOOKED_AT: usize = 3;
+
+impl Keeper {
+    /// Shows the cores what is open.
+    pub(super) fn publish(&mut self, selling: bool) -> Result<(), String> {
+        let at = Instant::now();
+        let now_ms = self.store.now_ms()?;
+        self.open.retain(|terms| terms.ends_ms + LINGER_MS > now_ms);
+        self.gate.store(Arc::new(View {
+            epoch: self.epoch.number,
+            selling,
+            sales: self.open.clone(),
+            identity: self.epoch.identity.clone(),
+            clock: Clock::new(at, now_ms),
+        }));
+        self.selling = selling;
+        Ok(())
+    }
+
+    /// Takes in the sales that others opened, and opens those that are missing.
+    pub(super) fn open_due_sales(&mut self) -> Result<(), String> {
+        let now_ms = self.store.now_ms()?;
+        let rows = self.rows(now_ms)?;
+        let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
+        let unopened = self.epoch.identity.is_empty();
+        if unopened
+            || !is_far_enough(&known, now_ms)
+            || rows.iter().any(|row| !row.opened && row.terms.ends_ms > now_ms)
+        {
+            self.with_opening_lock(|keeper| keeper.open_ahead(now_ms))?;
+            return self.publish(self.selling);
+        }
+        for (nth, row) in rows.iter().filter(|row| row.terms.ends_ms > now_ms).enumerate() {
+            if !self.open.contains(&row.terms) {
+                self.adopt_sale(row)?;
+            } else if nth < LOOKED_AT {
+                self.look_at_state(&row.terms)?;
+            }
+        }
+        self.publish(self.selling)
+    }
+
+    /// A sale that the ledger knows as opened: its state has to be there.
+    fn adopt_sale(&mut self, row: &SaleRow) -> Result<(), String> {
+        self.look_at_state(&row.terms)?;
+        self.warn_of_other_settings(&row.terms);
+        self.open.push(row.terms);
+        self.open.sort_by_key(|terms| terms.starts_ms);
+        Ok(())
+    }
+
+    fn look_at_state(&mut self, terms: &Terms) -> Result<(), String> {
+        match self.store.condition(terms.sale, self.epoch.number)? {
+            Condition::Good => Ok(()),
+            other => {
+                let doubt = format!("the state of sale {} is not as it was left: {other:?}", terms.sale);
+                self.doubt.get_or_insert(doubt.clone());
+                Err(doubt)
+            }
+        }
+    }
+
+    /// The ledger's sales that have not ended, and the one that ended last.
+    pub(super) fn rows(&mut self, now_ms: u64) -> Result<Vec<SaleRow>, String> {
+        let since = now_ms.saturating_sub(self.settings.sale_ms);
+        self.ledger.sales(since).map_err(|e| e.to_string())
+    }
+
+    /// Opens all that is missing until the calendar reaches far enough. Under the openers' lock.
+    fn open_ahead(&mut self, now_ms: u64) -> Result<(), String> {
+        let current = self.ledger.epoch().map_err(|e| e.to_string())?;
+        if current.number != self.epoch.number {
+            self.doubt.get_or_insert(format!("the ledger is at epoch {}", current.number));
+            return Err("another instance has raised the epoch".into());
+        }
+        let mut rows = self.rows(now_ms)?;
+        if current.identity.is_empty() {
+            if rows.iter().any(|row| row.opened && row.terms.ends_ms > now_ms) {
+                // Whoever raised the epoch has not come to opening it.
+                return Err(self.doubt.get_or_insert("the epoch was raised but not opened".into()).clone());
+            }
+            let identity = self.store.identity()?;
+            self.ledger.set_identity(current.number, &identity).map_err(|e| e.to_string())?;
+            self.epoch.identity = identity;
+        } else {
+            self.epoch = current;
+        }
+        loop {
+            let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
+            if is_far_enough(&known, now_ms) {
+                break;
+            }
+            let terms = next_terms(known.last(), now_ms, &self.settings);
+            let row = self.ledger.plan(&terms).map_err(|e| e.to_string())?;
+            if known.last().is_some_and(|last| row.terms.starts_ms < last.ends_ms) {
+                return Err(format!("sale {} in the ledger overlaps the one before it", row.terms.sale));
+            }
+            rows.push(row);
+        }
+        for row in rows.iter().filter(|row| row.terms.ends_ms > now_ms) {
+            if self.open.contains(&row.terms) {
+                continue;
+            }
+            if row.opened {
+                self.adopt_sale(row)?;
+                continue;
+            }
+            // Noted first: if this process dies in between, the next one finds a loss and rebuilds from no rows.
+            self.ledger.mark_opened(row.terms.sale).map_err(|e| e.to_string())?;
+            let built = self.rebuild(&row.terms, self.epoch.number)?;
+            // Whoever was frozen until now opens nothing: others have come since.
+            self.ledger.still_opening().map_err(|e| e.to_string())?;
+            self.store.open(&built)?;
+            self.warn_of_other_settings(&row.terms);
+            tracing::info!(sale = row.terms.sale.0, items = row.terms.items, "opened");
+            self.open.push(row.terms);
+        }
+        Ok(())
+    }
+
+    fn warn_of_other_settings(&mut self, terms: &Terms) {
+        let same = terms.items == self.settings.items
+            && terms.user_limit == self.settings.user_limit
+            && terms.hold_ms == self.settings.hold_ms
+            && terms.ends_ms - terms.starts_ms == self.settings.sale_ms;
+        if !same && self.warned.is_none() {
+            tracing::warn!(
+                sale = terms.sale.0,
+                items = terms.items,
+                user_limit = terms.user_limit,
+                hold_ms = terms.hold_ms,
+                length_ms = terms.ends_ms - terms.starts_ms,
+                "a sale was opened with other settings than this instance's; they apply from the first sale not opened yet"
+            );
+            self.warned = Some(*terms);
+        }
+    }
+}

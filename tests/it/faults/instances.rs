@@ -1,0 +1,206 @@
+//! Several instances on one Redis and one Postgres: late, frozen, killed, of other versions, with other settings.
+
+use super::*;
+use crate::support::proxy::Proxy;
+use crate::support::servers::{Mode, Redis, Stack};
+
+/// The epoch's number and the identity that it was opened on.
+fn fence(stack: &mut Stack) -> (i64, String) {
+    let row = stack.postgres().client().query_one("SELECT number, identity FROM ledger_fence", &[]).unwrap();
+    (row.get(0), row.get(1))
+}
+
+#[test]
+fn unwritten_records_meet_a_loss() {
+    let mut stack = Stack::on_redis(Redis::start_with(&["--appendonly", "yes", "--appendfsync", "no"]));
+    let (terms, history) = (plenty(), History::default());
+    let postgres = Proxy::to(crate::support::process::local(stack.postgres().port()));
+    let dsn = stack.postgres().dsn_at(postgres.addr().port());
+    let late = with_terms(stack.app().env("POSTGRES_DSN", dsn), &terms).start();
+    let other = with_terms(stack.app(), &terms).start();
+    let ledger = stack.ledger();
+    under_load(&[&late, &other], &history, &ledger, &terms, || {
+        postgres.hold(true);
+        // These are with Redis, and on their way to the ledger.
+        sells(&history, 200);
+        stack.redis().kill();
+        stack.redis().cut_append_only_file(40_000);
+        stack.redis().restart();
+        // The other one goes on without it, in the end by force.
+        let begun = Instant::now();
+        poll("the other one's sales", GOING_ON * 2, || {
+            matches!(probe(other.addr(), &history).0, Told::Granted(_)).then_some(())
+        });
+        println!("the other one sells after {:.1?}", begun.elapsed());
+        assert_eq!(probe(late.addr(), &history).0, Told::Lost("503 unavailable".into()));
+        postgres.hold(false);
+        sells_at(late.addr(), &history);
+        // Redis has lost some of them, and gets them back.
+        poll("the late records", GOING_ON, || late.stderr().contains("late records are settled").then_some(()));
+    });
+}
+
+#[test]
+fn an_opener_frozen_in_the_middle() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let opener = with_terms(stack.app(), &terms).start();
+    let ledger = stack.ledger();
+    let mut barrier = stack.postgres().client();
+    drive(&[opener.addr()], &history, || {
+        // Somebody who does not let go of the epoch keeps the opener in the middle.
+        barrier.batch_execute("SELECT pg_advisory_lock_shared(1718812674, 1)").unwrap();
+        stack.redis().wipe();
+        poll("a raised epoch", GOING_ON, || (fence(&mut stack) == (2, String::new())).then_some(()));
+        opener.pause();
+        let second = with_terms(stack.app(), &terms).start();
+        sells_at(second.addr(), &history);
+        assert_eq!(fence(&mut stack).0, 3);
+        opener.resume();
+        sells_at(opener.addr(), &history);
+        codes_still_work(&[second.addr(), opener.addr()], &history);
+        assert_eq!(fence(&mut stack).0, 3, "the one that was frozen joins the others");
+    });
+    only_harmless_words(&history, cut_off);
+    audit::check(&history, &ledger, &terms);
+}
+
+#[test]
+fn one_dies_inside_the_barrier() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let opener = with_terms(stack.app(), &terms).start();
+    let mut other = with_terms(stack.app(), &terms).start();
+    let ledger = stack.ledger();
+    sells_at(other.addr(), &history);
+    // What an instance has not written dies with it if Redis loses it too: this one has written what it sold.
+    drive(&[opener.addr()], &history, || {
+        other.pause();
+        stack.redis().wipe();
+        poll("a raised epoch", GOING_ON, || (fence(&mut stack).0 == 2).then_some(()));
+        other.kill();
+        sells_at(opener.addr(), &history);
+    });
+    only_harmless_words(&history, cut_off);
+    codes_still_work(&[opener.addr()], &history);
+    audit::check(&history, &ledger, &terms);
+}
+
+#[test]
+fn what_fits_no_more_is_kept_apart() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let terms = Terms { items: 30, user_limit: 30, ..plenty() };
+    let history = History::default();
+    let postgres = Proxy::to(crate::support::process::local(stack.postgres().port()));
+    let dsn = stack.postgres().dsn_at(postgres.addr().port());
+    let late = with_terms(stack.app().env("POSTGRES_DSN", dsn), &terms).start();
+    let other = with_terms(stack.app(), &terms).start();
+    postgres.hold(true);
+    let buy = |shopper: &mut Shopper<'_>, count: usize| {
+        for _ in 0..count {
+            if let Told::Granted(code) = decided(|| shopper.checkout("u", "i")).0 {
+                shopper.purchase(&code);
+            }
+        }
+    };
+    ask(late.addr(), &history, |shopper| buy(shopper, 20));
+    stack.redis().wipe();
+    sells_at(other.addr(), &history);
+    // Nobody else knows of the twenty: their items are sold once more.
+    ask(other.addr(), &history, |shopper| buy(shopper, 30));
+    assert_eq!(history.granted(), 40 + 1 + 58);
+    postgres.hold(false);
+    poll("the late records", GOING_ON * 2, || late.stderr().contains("late records are settled").then_some(()));
+    let mut client = stack.postgres().client();
+    let mut count = |sql: &str| client.query_one(sql, &[]).unwrap().get::<_, i64>(0);
+    assert_eq!(count("SELECT count(*) FROM purchases"), 29, "never more than the stock is sold");
+    assert_eq!(count("SELECT count(*) FROM ledger_misfits WHERE kind = 'purchase'"), 20);
+    assert_eq!(count("SELECT count(*) FROM ledger_misfits WHERE kind = 'hold'"), 20);
+    assert!(late.stderr().contains("kept apart"), "{}", late.stderr());
+    assert_eq!(decided(|| probe(late.addr(), &history).0).0, Told::Refused(409, "sold_out".into()));
+}
+
+#[test]
+fn started_stopped_and_killed_in_any_order() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let ledger = stack.ledger();
+    let mut apps: Vec<App> = Vec::new();
+    for round in 0..6 {
+        apps.push(with_terms(stack.app(), &terms).start());
+        let addrs: Vec<SocketAddr> = apps.iter().map(App::addr).collect();
+        load(&addrs, SHOPPERS, &history, shop, |stop| {
+            sells(&history, 100);
+            if round % 2 == 1 {
+                // The oldest goes: by a crash, or in good order.
+                let mut oldest = apps.remove(0);
+                if round % 4 == 1 {
+                    oldest.kill()
+                } else {
+                    assert_eq!(oldest.terminate(), 0, "{}", oldest.stderr())
+                }
+                sells(&history, 100);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        // Any redeems any code.
+        let addrs: Vec<SocketAddr> = apps.iter().map(App::addr).collect();
+        codes_still_work(&addrs, &history);
+    }
+    only_harmless_words(&history, cut_off);
+    audit::check(&history, &ledger, &terms);
+    assert_eq!(fence(&mut stack).0, 1, "nothing was ever in doubt");
+}
+
+#[test]
+fn two_versions() {
+    let stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let app = with_terms(stack.app(), &terms).start();
+    // Another version: a comment in its scripts differs, and so do their digests.
+    let mut binary = std::fs::read(env!("CARGO_BIN_EXE_flashsale")).unwrap();
+    let comments = [&b"-- Takes an item"[..], b"-- Redeems a batch"];
+    for comment in comments {
+        let places: Vec<usize> = (0..binary.len()).filter(|at| binary[*at..].starts_with(comment)).collect();
+        assert!(!places.is_empty(), "the script is in the binary");
+        places.into_iter().for_each(|at| binary[at + 3] = b'_');
+    }
+    let folder = crate::support::process::temp_dir();
+    let path = folder.path().join("flashsale");
+    std::fs::write(&path, binary).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    under_load(&[&app], &history, &stack.ledger(), &terms, || {
+        let next = with_terms(stack.app(), &terms).binary(&path).start();
+        drive(&[next.addr(), app.addr()], &history, || {});
+        codes_still_work(&[next.addr(), app.addr()], &history);
+        assert!(!next.stderr().contains("rebuilding"), "{}", next.stderr());
+        // Its scripts are forgotten with the first one's.
+        stack.redis_ref().run(&["SCRIPT", "FLUSH"]);
+        sells_at(next.addr(), &history);
+        sells_at(app.addr(), &history);
+    });
+    assert!(!app.stderr().contains("rebuilding"), "{}", app.stderr());
+}
+
+#[test]
+fn other_settings() {
+    let stack = Stack::new(Mode::Distributed);
+    let terms = Terms { items: 5, user_limit: 2, ..plenty() };
+    let (history, app) = (History::default(), with_terms(stack.app(), &terms).start());
+    let other = Terms { items: 50, user_limit: 9, hold_seconds: 60, ..terms };
+    let other = with_terms(stack.app(), &other).start();
+    assert!(other.stderr().contains("other settings than this instance's"), "{}", other.stderr());
+    let visit =
+        |shopper: &mut Shopper<'_>| (0..3).map(|_| decided(|| shopper.checkout("u", "i")).0).collect::<Vec<_>>();
+    let told = ask(other.addr(), &history, visit);
+    assert_eq!(told[2], Told::Refused(429, "user_limit".into()), "the terms are the sale's");
+    for nth in 0..3 {
+        let told =
+            ask(if nth == 0 { app.addr() } else { other.addr() }, &history, |s| s.checkout(&format!("v{nth}"), "i"));
+        assert!(matches!(told, Told::Granted(_)));
+    }
+    assert_eq!(ask(other.addr(), &history, |s| s.checkout("w", "i")), Told::Refused(409, "sold_out".into()));
+    let expires: Vec<u64> = history.checkouts().iter().map(|c| c.expires_at).filter(|at| *at > 0).collect();
+    assert!(expires.iter().max().unwrap() - expires.iter().min().unwrap() < 20, "one hold time: {expires:?}");
+    audit::check(&history, &stack.ledger(), &terms);
+}

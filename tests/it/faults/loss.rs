@@ -1,0 +1,140 @@
+//! Redis loses something: all of it, its tail, its role or its scripts.
+
+use super::*;
+use crate::support::proxy::Proxy;
+use crate::support::servers::{Mode, Redis, Stack};
+
+/// Keeps its data, but every crash takes what a real one might have taken: see [`Redis::cut_append_only_file`].
+const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "no", "--auto-aof-rewrite-percentage", "0"];
+
+#[test]
+fn wiped() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let app = with_terms(stack.app(), &terms).start();
+    // Another instance that nobody asks anything: it has to notice by itself.
+    let idle = with_terms(stack.app(), &terms).start();
+    let ledger = stack.ledger();
+    under_load(&[&app], &history, &ledger, &terms, || stack.redis().wipe());
+    assert!(app.stderr().contains("rebuilding") ^ idle.stderr().contains("rebuilding"), "one rebuilds");
+    sells_at(idle.addr(), &history);
+}
+
+#[test]
+fn wiped_when_all_is_sold() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let terms = Terms { items: 10_000, user_limit: 10, ..plenty() };
+    let history = History::default();
+    let app = with_terms(stack.app(), &terms).start();
+    let sold_out = |shopper: &mut Shopper<'_>| {
+        let told = shopper.checkout(&format!("u{}", fastrand::u32(..2000)), "i");
+        if let Told::Granted(code) = &told
+            && fastrand::bool()
+        {
+            shopper.purchase(code);
+        }
+        told != Told::Refused(409, "sold_out".into())
+    };
+    load(&[app.addr()], 16, &history, sold_out, |_| {});
+    assert_eq!(history.codes().len() as u64, terms.items);
+
+    stack.redis().wipe();
+    let begun = Instant::now();
+    // Whether anything is left is known again in time, and nothing is.
+    poll("an answer", Duration::from_secs(2), || match probe(app.addr(), &history).0 {
+        Told::Lost(_) => None,
+        told => {
+            assert_eq!(told, Told::Refused(409, "sold_out".into()), "nothing is left after {:?}", begun.elapsed());
+            app.stderr().contains("the doubt is settled").then_some(())
+        }
+    });
+    for _ in 0..50 {
+        let told = decided(|| probe(app.addr(), &history).0).0;
+        assert_eq!(told, Told::Refused(409, "sold_out".into()));
+    }
+    codes_still_work(&[app.addr()], &history);
+    let rows = audit::check(&history, &stack.ledger(), &terms);
+    assert_eq!(rows.attempts.len() as u64, terms.items);
+}
+
+#[test]
+fn users_counts_stay() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let terms = Terms { user_limit: 3, ..plenty() };
+    let app = with_terms(stack.app(), &terms).start();
+    let history = History::default();
+    let visit =
+        |shopper: &mut Shopper<'_>| (0..4).map(|_| decided(|| shopper.checkout("u", "i")).0).collect::<Vec<_>>();
+    let told = ask(app.addr(), &history, visit);
+    assert_eq!(told[3], Told::Refused(429, "user_limit".into()));
+    stack.redis().wipe();
+    sells_at(app.addr(), &history);
+    let told = decided(|| ask(app.addr(), &history, |s| s.checkout("u", "i"))).0;
+    assert_eq!(told, Told::Refused(429, "user_limit".into()));
+    audit::check(&history, &stack.ledger(), &terms);
+}
+
+#[test]
+fn restarted_without_its_last_second() {
+    let mut stack = Stack::on_redis(Redis::start_with(DURABLE));
+    let (terms, history) = (plenty(), History::default());
+    let app = with_terms(stack.app(), &terms).start();
+    let ledger = stack.ledger();
+    under_load(&[&app], &history, &ledger, &terms, || {
+        let redis = stack.redis();
+        redis.kill();
+        redis.cut_append_only_file(30_000);
+        redis.restart();
+    });
+}
+
+#[test]
+fn failed_over_and_back() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let replica = Redis::start();
+    let (terms, history) = (plenty(), History::default());
+    let proxy = Proxy::to(stack.redis().addr());
+    let app = with_terms(stack.app().env("REDIS_ADDR", proxy.addr()), &terms).start();
+    replica.replica_of(stack.redis());
+    let ledger = stack.ledger();
+    let addr = app.addr();
+    under_load(&[&app], &history, &ledger, &terms, || {
+        // From here on the replica misses what the master decides.
+        replica.promote();
+        sells(&history, 200);
+        proxy.switch(replica.addr());
+        sells(&history, 200);
+        // And back, with nothing lost this time.
+        stack.redis().replica_of(&replica);
+        sells(&history, 100);
+        stack.redis().promote();
+        proxy.switch(stack.redis().addr());
+        sells_at(addr, &history);
+    });
+}
+
+#[test]
+fn pointed_at_the_promoted_replica() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let replica = Redis::start();
+    let (terms, history) = (plenty(), History::default());
+    let mut app = with_terms(stack.app(), &terms).start();
+    replica.replica_of(stack.redis());
+    drive(&[app.addr()], &history, || replica.promote());
+    stack.redis().kill();
+    let _ = app.terminate();
+    let app = with_terms(stack.app().env("REDIS_ADDR", replica.addr()), &terms).start();
+    under_load(&[&app], &history, &stack.ledger(), &terms, || {});
+}
+
+#[test]
+fn without_its_scripts() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let app = with_terms(stack.app(), &terms).start();
+    let ledger = stack.ledger();
+    under_load(&[&app], &history, &ledger, &terms, || {
+        stack.redis().run(&["SCRIPT", "FLUSH"]);
+    });
+    assert!(!app.stderr().contains("rebuilding"), "scripts are merely loaded: {}", app.stderr());
+}

@@ -1,0 +1,58 @@
+//! What regular work does by itself: the ledger gets what Redis holds, and what has ended is cleared away.
+
+use super::*;
+use crate::support::servers::{Mode, Stack};
+
+#[test]
+fn a_dead_instances_records_are_written() {
+    let stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let mut app = with_terms(stack.app(), &terms).start();
+    // Killed in the midst of it, with records on their way.
+    load(&[app.addr()], SHOPPERS, &history, shop, |stop| {
+        sells(&history, 500);
+        app.kill();
+        stop.store(true, Ordering::Relaxed);
+    });
+    let app = with_terms(stack.app(), &terms).start();
+    codes_still_work(&[app.addr()], &history);
+    audit::check(&history, &stack.ledger(), &terms);
+    assert!(!app.stderr().contains("rebuilding"), "{}", app.stderr());
+}
+
+#[test]
+fn an_ended_sale_is_settled_however_late() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let mut app = with_terms(stack.app(), &terms).start();
+    let code = app.client().code("u", "lamp");
+    assert_eq!(app.client().purchase(&code).status, 200);
+    assert_eq!(app.terminate(), 0);
+    // As if its records had never been written, the sale had been three days ago, and nobody had been there since.
+    let sale = clock::sale(terms.sale_seconds);
+    let old = sale - 3 * 86_400;
+    let mut ledger = stack.postgres().client();
+    ledger
+        .batch_execute(&format!(
+            "DELETE FROM ledger_purchases; DELETE FROM ledger_holds; DELETE FROM sales WHERE sale_id <> {sale};
+             UPDATE sales SET sale_id = {old}, starts_at = to_timestamp({old}), ends_at = to_timestamp({})",
+            old + 3600
+        ))
+        .unwrap();
+    let (state, queue) = (format!("{{sale:{sale}}}:state"), format!("{{sale:{sale}}}:queue"));
+    let (old_state, old_queue) = (format!("{{sale:{old}}}:state"), format!("{{sale:{old}}}:queue"));
+    stack.redis().run(&["RENAME", &state, &old_state]);
+    stack.redis().run(&["RENAME", &queue, &old_queue]);
+    let end = ((old + 3600) * 1000).to_string();
+    stack.redis().run(&["HSET", &old_state, "start", &(old * 1000).to_string(), "end", &end]);
+    let app = with_terms(stack.app(), &terms).start();
+    let mut redis = stack.redis().connection();
+    poll("the old sale to be cleared away", GOING_ON * 4, || {
+        let left: u64 = redis::cmd("EXISTS").arg(&old_state).arg(&old_queue).query(&mut redis).unwrap();
+        (left == 0).then_some(())
+    });
+    let rows = stack.ledger().rows();
+    let told: Vec<_> = rows.attempts.iter().map(|row| (row.sale, row.user.as_str(), row.used)).collect();
+    assert_eq!((told, rows.purchases.len()), (vec![(old, "u", true)], 1), "{}", app.stderr());
+    sells_at(app.addr(), &history);
+}
