@@ -17,6 +17,7 @@ const SALES_KEPT: u64 = 500;
 
 /// What became of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are outcomes")]
 pub enum Told {
     /// It was decided; with the new fact, if there is one.
     Outcome(Outcome, Option<Record>),
