@@ -191,8 +191,10 @@ mod tests {
             // Types of RESP3 are theirs alone.
             if let (Ok(Some((reply, used))), Some(theirs)) = (parse(&bytes), theirs)
                 && used == bytes.len()
+                // An error inside of an array has no value to compare with.
+                && let Ok(ours) = to_value(reply)
             {
-                prop_assert_eq!(to_value(reply), Ok(theirs));
+                prop_assert_eq!(ours, theirs);
             }
         }
 
