@@ -100,6 +100,8 @@ pub struct Counters {
     pub written: AtomicU64,
     /// Records that found the channel full and are left to reconciliation.
     pub overflowed: AtomicU64,
+    /// Of those, how many are known to be in the ledger by now.
+    pub reconciled: AtomicU64,
     /// Records of an older epoch that the ledger did not take.
     pub stale: AtomicU64,
 }
@@ -132,6 +134,11 @@ pub fn channel(messages: usize) -> (Recorder, Inbox) {
 }
 
 impl Counters {
+    /// Records that reconciliation has to write, as far as is known.
+    pub fn left(&self) -> u64 {
+        self.overflowed.load(Ordering::Relaxed).saturating_sub(self.reconciled.load(Ordering::Relaxed))
+    }
+
     /// Records that were handed over and are not in the ledger yet.
     pub fn backlog(&self) -> u64 {
         self.handed.load(Ordering::Relaxed).saturating_sub(self.written.load(Ordering::Relaxed))

@@ -316,7 +316,7 @@ fn stop(cores: Cores, running: Running, shop: &Shop, server: &Server<Shop>) -> E
 fn report(counters: &Counters, begun: Instant) -> ExitCode {
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let written = count(&counters.written);
-    let missing = counters.backlog();
+    let missing = counters.backlog() + counters.left();
     let took = begun.elapsed();
     if missing == 0 {
         tracing::info!("stopped after {took:.1?}; all {written} records are in the ledger");

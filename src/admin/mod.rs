@@ -62,6 +62,7 @@ impl Admin {
                 "Records that found the writer's channel full and are left to reconciliation.",
                 load(&counters.overflowed),
             ),
+            ("records_left", "gauge", "Of these, how many may not be in the ledger yet.", counters.left()),
             ("records_stale_total", "counter", "Records of an older epoch.", load(&counters.stale)),
         ] {
             let _ = write!(

@@ -34,6 +34,8 @@ pub(super) struct Upkeep {
     /// What Redis had of each sale (checkouts, purchases) at the last comparison: by now the ledger should have it.
     seen: HashMap<SaleId, (u64, u64)>,
     overflowed: u64,
+    /// How many had overflowed at the last comparison.
+    overflowed_then: u64,
     hurried: bool,
 }
 
@@ -76,11 +78,18 @@ impl Keeper {
 
     fn compare_open_sales(&mut self, thorough: bool) -> Result<(), String> {
         let now_ms = self.store.now_ms()?;
+        let overflowed_then = std::mem::replace(&mut self.upkeep.overflowed_then, self.upkeep.overflowed);
+        let mut lacking = false;
         let started: Vec<SaleId> = self.open.iter().filter(|t| t.starts_ms <= now_ms).map(|t| t.sale).collect();
         for sale in started {
             if self.is_lacking(sale, thorough)? {
+                lacking = true;
                 self.reconcile(sale, now_ms, false)?;
             }
+        }
+        if !lacking && !thorough {
+            // The ledger has all that Redis had at the last comparison.
+            self.recorder.counters().reconciled.store(overflowed_then, Ordering::Relaxed);
         }
         Ok(())
     }
