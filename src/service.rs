@@ -5,7 +5,7 @@
 
 use crate::catalog::Catalog;
 use crate::code::{CODE_CHARS, Codes};
-use crate::core::{Ticket, Waiter};
+use crate::core::Waiter;
 use crate::domain::{Id, Outcome, Request};
 use crate::http::connection::Service;
 use crate::http::query::{self, ParamError};
@@ -37,7 +37,6 @@ pub struct Shop {
 /// What a connection keeps between requests.
 pub struct Session {
     waiter: Arc<Waiter>,
-    ticket: Option<Ticket>,
 }
 
 /// What there is to say.
@@ -72,7 +71,6 @@ impl Shop {
             return Some(Answer::Decided(Outcome::Unavailable));
         }
         let ticket = session.waiter.begin();
-        session.ticket = Some(ticket);
         self.inventory.submit(&session.waiter, ticket, request).map(Answer::Decided)
     }
 
@@ -104,7 +102,7 @@ impl Service for Shop {
     type Answer = Answer;
 
     fn session(&self, core: usize, waker: WaitIoWaker) -> Session {
-        Session { waiter: Arc::new(Waiter::new(core, waker)), ticket: None }
+        Session { waiter: Arc::new(Waiter::new(core, waker)) }
     }
 
     fn begin(&self, session: &mut Session, head: &Head<'_>) -> Option<Answer> {
@@ -122,7 +120,7 @@ impl Service for Shop {
 
     fn give_up(&self, session: &mut Session) -> Answer {
         // A new ticket: an answer that still comes finds nobody.
-        session.ticket = Some(session.waiter.begin());
+        session.waiter.begin();
         Answer::Decided(Outcome::Unavailable)
     }
 
