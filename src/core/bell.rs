@@ -1,32 +1,31 @@
 //! Wake-ups from outside a core: bells (eventfd) and ticks (timerfd).
 
-use super::{Cores, fd};
-use may::io::{CoIo, WaitIo, WaitIoWaker};
+use super::{Cores, Watched, fd};
+use may::io::WaitIoWaker;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 /// Wakes one coroutine of a core: from a plain thread with [`Bell::ring`], from the core itself with a waker.
 #[derive(Debug)]
 pub struct Bell {
     core: usize,
-    io: CoIo<OwnedFd>,
+    io: Watched,
 }
 
 impl Bell {
     /// A bell whose waiting coroutine lives on `core`.
     pub fn new(cores: Cores, core: usize) -> io::Result<Bell> {
         let raw = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let io = CoIo::new(fd::place(raw, core, cores.count())?)?;
+        let io = Watched::new(fd::place(raw, core, cores.count())?)?;
         Ok(Bell { core, io })
     }
 
     /// Wakes the waiting coroutine, or its next wait. From any thread; one system call.
     pub fn ring(&self) {
         // It fails only when the counter is full, and then the bell has been rung often enough.
-        let _ = rustix::io::write(self.io.inner(), &1u64.to_ne_bytes());
+        let _ = rustix::io::write(self.io.fd(), &1u64.to_ne_bytes());
     }
 
     /// A waker for use on the bell's own core, without a system call.
@@ -39,14 +38,14 @@ impl Bell {
     /// The counter is never read: the descriptor is edge-triggered, so each ring is an event of its own.
     pub fn wait(&self) {
         super::debug_assert_on(self.core);
-        self.io.wait_io();
+        self.io.wait();
     }
 }
 
 /// A core's periodic tick.
 #[derive(Debug)]
 pub struct Ticker {
-    io: CoIo<OwnedFd>,
+    io: Watched,
 }
 
 impl Ticker {
@@ -57,17 +56,17 @@ impl Ticker {
         let every = Timespec { tv_sec: period.as_secs() as i64, tv_nsec: period.subsec_nanos().into() };
         let spec = Itimerspec { it_interval: every, it_value: every };
         rustix::time::timerfd_settime(&raw, TimerfdTimerFlags::empty(), &spec)?;
-        Ok(Ticker { io: CoIo::new(fd::place(raw, core, cores.count())?)? })
+        Ok(Ticker { io: Watched::new(fd::place(raw, core, cores.count())?)? })
     }
 
     /// Waits for the next tick. Ticks that were missed count as one.
     pub fn wait(&self) {
         loop {
             // Reading is what starts the next period.
-            if rustix::io::read(self.io.inner(), &mut [0; 8]).is_ok() {
+            if rustix::io::read(self.io.fd(), &mut [0; 8]).is_ok() {
                 return;
             }
-            self.io.wait_io();
+            self.io.wait();
         }
     }
 }

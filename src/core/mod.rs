@@ -8,9 +8,11 @@
 mod bell;
 pub mod fd;
 mod waiter;
+mod watched;
 
 pub use bell::{Bell, Ticker};
 pub use waiter::{Ticket, Waiter};
+pub use watched::Watched;
 
 use std::cell::Cell;
 use std::io;

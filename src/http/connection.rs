@@ -8,9 +8,9 @@ use super::body::BodySkipper;
 use super::request::{self, Body, Head, MAX_HEAD_BYTES, Method, Parse, Reject};
 use super::response::Responder;
 use super::server::CoreServer;
-use may::io::{CoIo, WaitIo, WaitIoWaker};
+use crate::core::Watched;
+use may::io::WaitIoWaker;
 use rustix::net::{SendFlags, Shutdown};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -61,7 +61,7 @@ pub trait Service: Send + Sync + 'static {
 
 /// What the core's sweep sees of a connection.
 pub(super) struct Shared {
-    pub(super) io: CoIo<OwnedFd>,
+    pub(super) io: Watched,
     /// When the present phase is over, in the core's milliseconds; 0 once it is.
     deadline_ms: AtomicU64,
     /// Whether it waits for a request of which nothing has come yet.
@@ -69,7 +69,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(io: CoIo<OwnedFd>) -> Shared {
+    pub(super) fn new(io: Watched) -> Shared {
         Shared { io, deadline_ms: AtomicU64::new(u64::MAX), idle: AtomicBool::new(false) }
     }
 
@@ -266,7 +266,7 @@ impl<S: Service> Connection<S> {
     /// Waits for an event, or for the waker.
     fn wait(&mut self) {
         crate::core::debug_assert_on(self.server.core());
-        self.events |= self.shared.io.wait_io();
+        self.events |= self.shared.io.wait();
     }
 
     /// Moves what is not dealt with to the front, so that there is room behind it.
@@ -289,7 +289,7 @@ impl<S: Service> Connection<S> {
             }
             let room = self.input.get_mut(self.end..).filter(|room| !room.is_empty()).ok_or(Ended)?;
             let space = room.len();
-            match rustix::io::read(self.shared.io.inner(), room) {
+            match rustix::io::read(self.shared.io.fd(), room) {
                 Ok(0) => return Err(Ended),
                 Ok(count) => {
                     self.end += count;
@@ -313,7 +313,7 @@ impl<S: Service> Connection<S> {
         }
         let mut sent = 0;
         while let Some(rest) = self.output.get(sent..).filter(|rest| !rest.is_empty()) {
-            match rustix::net::send(self.shared.io.inner(), rest, SendFlags::NOSIGNAL) {
+            match rustix::net::send(self.shared.io.fd(), rest, SendFlags::NOSIGNAL) {
                 Ok(count) => sent += count,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => {
@@ -338,7 +338,7 @@ impl<S: Service> Connection<S> {
     /// Ends the sending side and throws away what still comes: closing with unread bytes would reset the connection,
     /// and the answer with it (RFC 9112, section 9.6).
     fn linger(&mut self) {
-        if rustix::net::shutdown(self.shared.io.inner(), Shutdown::Write).is_err() {
+        if rustix::net::shutdown(self.shared.io.fd(), Shutdown::Write).is_err() {
             return;
         }
         self.limit(LINGER);

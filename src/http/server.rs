@@ -5,8 +5,8 @@
 
 use super::connection::{Connection, Service, Shared};
 use super::response::HttpDate;
-use crate::core::Cores;
-use may::io::{CoIo, WaitIo, WaitIoWaker};
+use crate::core::{Cores, Watched};
+use may::io::WaitIoWaker;
 use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use slab::Slab;
@@ -97,7 +97,7 @@ impl<S: Service> Server<S> {
             .collect();
         sides.iter().for_each(|side| side.update_date());
         let core = cores.of_fd(&listener);
-        let io = CoIo::new(listener)?;
+        let io = Watched::new(listener)?;
         let paused = Arc::new(AtomicBool::new(false));
         let acceptor = AcceptorWaker { core, waker: io.waker(), paused: paused.clone() };
         let (accepting, targets) = (common.clone(), sides.clone());
@@ -134,22 +134,22 @@ impl<S: Service> Server<S> {
 }
 
 fn accept_all<S: Service>(
-    listener: &CoIo<OwnedFd>,
+    listener: &Watched,
     common: &Arc<Common<S>>,
     cores: &[Arc<CoreServer<S>>],
     paused: &AtomicBool,
 ) {
     while !common.draining.load(Ordering::Relaxed) {
-        match rustix::net::accept_with(listener.inner(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        match rustix::net::accept_with(listener.fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(socket) => take_in(socket, common, cores),
             Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
-            Err(rustix::io::Errno::AGAIN) => drop(listener.wait_io()),
+            Err(rustix::io::Errno::AGAIN) => drop(listener.wait()),
             Err(e) => {
                 // Mostly no descriptors are left. Trying at once would starve those whose end frees some.
                 if !paused.swap(true, Ordering::Relaxed) {
                     tracing::warn!("cannot accept connections: {e}");
                 }
-                listener.wait_io();
+                listener.wait();
                 continue;
             }
         }
@@ -171,7 +171,7 @@ fn take_in<S: Service>(socket: OwnedFd, common: &Arc<Common<S>>, cores: &[Arc<Co
     let counted = Counted(common.clone());
     let spawned = common.cores.spawn(core, move || {
         let _counted = counted;
-        let Ok(io) = CoIo::new(socket) else { return };
+        let Ok(io) = Watched::new(socket) else { return };
         let shared = Arc::new(Shared::new(io));
         let key = side.open.lock().insert(shared.clone());
         let _listed = Listed(side.clone(), key);

@@ -6,13 +6,12 @@
 
 use super::resp::{self, MAX_REPLY_BYTES, Reply};
 use super::target::Target;
-use crate::core::{Bell, Cores, fd};
-use may::io::{CoIo, WaitIo, WaitIoWaker};
+use crate::core::{Bell, Cores, Watched, fd};
+use may::io::WaitIoWaker;
 use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, sockopt};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -91,7 +90,7 @@ pub struct Pipeline<P> {
 }
 
 struct Socket {
-    io: CoIo<OwnedFd>,
+    io: Watched,
     unsent: Vec<u8>,
     received: Vec<u8>,
     filled: usize,
@@ -145,20 +144,20 @@ impl<P: Protocol> Pipeline<P> {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
             Err(e) => return Err(e.into()),
         }
-        let io = CoIo::new(raw)?;
+        let io = Watched::new(raw)?;
         *self.link.waker.lock() = io.waker();
         let begun = Instant::now();
         loop {
-            if let Err(e) = sockopt::socket_error(io.inner())? {
+            if let Err(e) = sockopt::socket_error(io.fd())? {
                 return Err(e.into());
             }
-            if rustix::net::getpeername(io.inner()).is_ok() {
+            if rustix::net::getpeername(io.fd()).is_ok() {
                 return Ok(Socket { io, unsent: Vec::new(), received: vec![0; READ_BYTES], filled: 0 });
             }
             if begun.elapsed() > self.timeout {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "connecting took too long"));
             }
-            io.wait_io();
+            io.wait();
         }
     }
 
@@ -175,7 +174,7 @@ impl<P: Protocol> Pipeline<P> {
             if let Err(e) = socket.send() {
                 return (answered == expected, format!("sending: {e}"));
             }
-            let events = socket.io.wait_io();
+            let events = socket.io.wait();
             let handled = socket.receive(events, |reply| {
                 if answered == expected {
                     return self.protocol.reply(reply);
@@ -207,7 +206,7 @@ impl Socket {
     fn send(&mut self) -> io::Result<()> {
         let mut sent = 0;
         while let Some(rest) = self.unsent.get(sent..).filter(|rest| !rest.is_empty()) {
-            match rustix::net::send(self.io.inner(), rest, SendFlags::NOSIGNAL) {
+            match rustix::net::send(self.io.fd(), rest, SendFlags::NOSIGNAL) {
                 Ok(n) => sent += n,
                 Err(rustix::io::Errno::AGAIN) => break,
                 Err(rustix::io::Errno::INTR) => {}
@@ -226,7 +225,7 @@ impl Socket {
         loop {
             let room = self.received.get_mut(self.filled..).unwrap_or_default();
             let space = room.len();
-            let count = match rustix::io::read(self.io.inner(), room) {
+            let count = match rustix::io::read(self.io.fd(), room) {
                 Ok(0) => return Err("the server closed the connection".into()),
                 Ok(n) => n,
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),
