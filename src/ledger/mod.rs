@@ -5,6 +5,7 @@
 
 pub mod postgres;
 pub mod sqlite;
+mod trouble;
 pub mod writer;
 
 use crate::code::KEY_BYTES;

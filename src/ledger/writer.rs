@@ -4,6 +4,7 @@
 //! handed over is written, given back to its core with a refusal, or passed on as stale; never dropped. Refuses to
 //! know which ledger it writes to.
 
+use super::trouble::Trouble;
 use super::{Append, LedgerError};
 use crate::domain::Records;
 use crate::record::{Counters, Handoff, Inbox, Mailbox, Message, TakeBack};
@@ -83,10 +84,11 @@ impl<A: Append + 'static> Writer<A> {
     }
 
     fn run(mut self) {
-        let mut failing = None;
+        let mut trouble = Trouble::default();
         loop {
-            let Some(mut batch) = self.gather() else { return };
-            self.write(&mut batch, &mut failing);
+            let Some(mut batch) = self.gather(&trouble) else { return };
+            self.write(&mut batch, &mut trouble);
+            trouble.settle(Instant::now());
             for done in batch.flushes {
                 let _ = done.try_send(true);
             }
@@ -96,10 +98,18 @@ impl<A: Append + 'static> Writer<A> {
         }
     }
 
-    /// Waits for records, then takes what is there, and lingers for more unless an answer waits.
-    fn gather(&self) -> Option<Batch> {
+    /// Waits for records, then takes what is there, and lingers for more unless an answer waits. Comes back with
+    /// nothing when it is time to say that `trouble` is over.
+    fn gather(&self, trouble: &Trouble) -> Option<Batch> {
         let mut batch = Batch::default();
-        batch.add(self.inbox.receiver.recv().ok()?);
+        let first = match trouble.until_calm(Instant::now()) {
+            None => self.inbox.receiver.recv().ok(),
+            Some(calm) => match self.inbox.receiver.recv_timeout(calm) {
+                Err(RecvTimeoutError::Timeout) => return Some(batch),
+                first => first.ok(),
+            },
+        };
+        batch.add(first?);
         let until = Instant::now() + LINGER;
         while batch.rows < ENOUGH {
             if let Ok(message) = self.inbox.receiver.try_recv() {
@@ -117,8 +127,8 @@ impl<A: Append + 'static> Writer<A> {
         Some(batch)
     }
 
-    /// Writes `batch`. `failing` is since when the ledger has not taken anything, so that this is said once.
-    fn write(&mut self, batch: &mut Batch, failing: &mut Option<Instant>) {
+    /// Writes `batch`, or gives it up.
+    fn write(&mut self, batch: &mut Batch, trouble: &mut Trouble) {
         let mut backoff = MIN_BACKOFF;
         loop {
             let handoffs = &mut batch.handoffs;
@@ -127,17 +137,14 @@ impl<A: Append + 'static> Writer<A> {
             let result = if nothing { Ok(()) } else { self.ledger.append(&records) };
             match result {
                 Ok(()) => {
-                    if let Some(since) = failing.take_if(|_| !nothing) {
-                        tracing::info!("the ledger takes records again, after {:.1?}", since.elapsed());
+                    if !nothing {
+                        trouble.written();
                     }
                     return self.settle(handoffs, true);
                 }
                 Err(LedgerError::Stale { current }) => self.pass_on_stale(handoffs, current),
                 Err(LedgerError::Failed(why)) => {
-                    if failing.is_none() {
-                        tracing::error!("the ledger does not take records: {why}");
-                    }
-                    failing.get_or_insert_with(Instant::now);
+                    trouble.failed(Instant::now(), &why);
                     if let OnFailure::GiveBack(decider) = &self.on_failure {
                         self.take_back(decider.as_ref(), batch);
                         return self.settle(&mut batch.handoffs, false);

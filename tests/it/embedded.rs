@@ -9,7 +9,7 @@ use crate::support::servers::{Mode, Stack};
 use std::collections::HashSet;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -181,6 +181,26 @@ fn run(program: &str, args: &[&str]) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()) }
 }
 
+/// Asks one by one until nothing is granted any more: a batch of one finds room where a large one did not.
+fn use_up_the_room(app: &App, history: &History) {
+    let (_, unused) = codes(history);
+    let refused = AtomicUsize::new(0);
+    let one = |shopper: &mut Shopper<'_>| {
+        let round = usize::try_from(shopper.round).unwrap();
+        let Some(Checkout { told: Told::Granted(code), .. }) = unused.get(round) else {
+            panic!("granted for ever: {:?}", history.words().last());
+        };
+        let told = [shopper.purchase(code), shopper.checkout(&format!("one-{round}"), "i")];
+        if told.iter().all(|told| matches!(told, Told::Lost(_))) {
+            refused.fetch_add(1, Ordering::Relaxed);
+        } else {
+            refused.store(0, Ordering::Relaxed);
+        }
+        refused.load(Ordering::Relaxed) < 20
+    };
+    load(&[app.addr()], 1, history, one, |_| {});
+}
+
 #[test]
 fn a_full_disk() {
     let Some(disk) = SmallDisk::mount("24m") else { return };
@@ -199,12 +219,13 @@ fn a_full_disk() {
     };
     let refused = || history.words().iter().filter(|word| *word == "lost: 503 unavailable").count();
     load(&[app.addr()], 16, &history, step, |stop| {
-        poll("a server at work", Duration::from_secs(30), || (history.granted() > 500).then_some(()));
+        poll("a server at work", Duration::from_secs(30), || (history.granted() > 2_000).then_some(()));
         disk.fill();
         // What SQLite has room for inside its files it still writes.
         poll("refusals", Duration::from_secs(60), || (refused() > 2_000).then_some(()));
         stop.store(true, Ordering::Relaxed);
     });
+    use_up_the_room(&app, &history);
     let mut client = app.client();
     let answer = client.checkout("full", "i");
     assert_eq!((answer.status, answer.error().as_str()), (503, "unavailable"));
