@@ -17,6 +17,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+/// How long a shopper's connection may be silent: longer than load balancers keep theirs (60 s), so that they close first.
+const IDLE: Duration = Duration::from_secs(75);
+
 /// What a client is told to wait after `unavailable`, in seconds: recoveries take about this long.
 const UNAVAILABLE_RETRY: u64 = 1;
 
@@ -126,6 +129,10 @@ impl Service for Shop {
 
     fn patience(&self) -> Duration {
         self.patience
+    }
+
+    fn idle(&self) -> Duration {
+        IDLE
     }
 
     fn render(&self, answer: &Answer, to: &mut Responder<'_>) {

@@ -16,6 +16,9 @@ use std::time::Duration;
 /// The content type of Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// How long a tool's connection may be silent: there are few places, and a probe must find one.
+const IDLE: Duration = Duration::from_secs(5);
+
 /// The service on `ADMIN_ADDR`.
 pub struct Admin {
     /// What may be sold.
@@ -103,6 +106,10 @@ impl Service for Admin {
 
     fn patience(&self) -> Duration {
         Duration::ZERO
+    }
+
+    fn idle(&self) -> Duration {
+        IDLE
     }
 
     fn render(&self, answer: &Answer, to: &mut Responder<'_>) {

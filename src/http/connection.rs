@@ -19,12 +19,15 @@ use std::time::Duration;
 const BUFFER_BYTES: usize = 2 * MAX_HEAD_BYTES;
 /// An answer's usual size, with room for a few pipelined ones.
 const OUTPUT_BYTES: usize = 1024;
+/// Answers of pipelined requests gather up to here, then they go out before the next request is looked at: a peer who
+/// asks and never reads costs this and one answer more.
+const OUTPUT_LIMIT: usize = 16 << 10;
+/// What of the output's memory is kept between answers.
+const OUTPUT_KEPT: usize = 2 * OUTPUT_LIMIT;
+/// Reads that fill the whole buffer, one after the other, before the connection lets its core go on with others. A peer
+/// who sends faster than we parse would never let go by himself.
+const READS_IN_A_ROW: usize = 16;
 
-/// What of it is kept between answers: a burst of pipelined pictures is not held for ever.
-const OUTPUT_KEPT: usize = 64 << 10;
-
-/// How long a connection may be silent between two requests.
-const IDLE: Duration = Duration::from_secs(75);
 /// How long a request may take to arrive, head and body, from its first byte.
 const ARRIVAL: Duration = Duration::from_secs(10);
 /// How long a peer may take to receive an answer.
@@ -55,6 +58,8 @@ pub trait Service: Send + Sync + 'static {
     fn give_up(&self, session: &mut Self::Session) -> Self::Answer;
     /// How long an answer may take.
     fn patience(&self) -> Duration;
+    /// How long a connection may be silent between two requests.
+    fn idle(&self) -> Duration;
     /// Writes an answer.
     fn render(&self, answer: &Self::Answer, to: &mut Responder<'_>);
 }
@@ -66,18 +71,24 @@ pub(super) struct Shared {
     deadline_ms: AtomicU64,
     /// Whether it waits for a request of which nothing has come yet.
     idle: AtomicBool,
+    /// Whether it waits for the next tick, to let others run.
+    paused: AtomicBool,
 }
 
 impl Shared {
     pub(super) fn new(io: Watched) -> Shared {
-        Shared { io, deadline_ms: AtomicU64::new(u64::MAX), idle: AtomicBool::new(false) }
+        let (idle, paused) = (AtomicBool::new(false), AtomicBool::new(false));
+        Shared { io, deadline_ms: AtomicU64::new(u64::MAX), idle, paused }
     }
 
-    /// On the core's tick: wakes a connection whose time is over, and idle ones when `draining`.
+    /// On the core's tick: wakes a connection whose time is over or that let others run, and idle ones when `draining`.
     pub(super) fn sweep(&self, now_ms: u64, draining: bool) {
-        let over = self.deadline_ms.load(Ordering::Relaxed) <= now_ms;
-        if over || (draining && self.idle.load(Ordering::Relaxed)) {
+        let mut over = self.deadline_ms.load(Ordering::Relaxed) <= now_ms;
+        over |= draining && self.idle.load(Ordering::Relaxed);
+        if over {
             self.deadline_ms.store(0, Ordering::Relaxed);
+        }
+        if self.paused.swap(false, Ordering::Relaxed) || over {
             self.io.waker().wakeup();
         }
     }
@@ -109,6 +120,8 @@ pub(super) struct Connection<S: Service> {
     output: Vec<u8>,
     scratch: Vec<u8>,
     events: usize,
+    /// How many reads in a row have filled the buffer.
+    full_reads: usize,
 }
 
 impl<S: Service> Connection<S> {
@@ -124,6 +137,7 @@ impl<S: Service> Connection<S> {
             output: Vec::with_capacity(OUTPUT_BYTES),
             scratch: Vec::with_capacity(OUTPUT_BYTES),
             events: 0,
+            full_reads: 0,
         }
     }
 
@@ -154,7 +168,7 @@ impl<S: Service> Connection<S> {
             },
         );
         if keep_alive {
-            return Ok(());
+            return if self.output.len() > OUTPUT_LIMIT { self.send() } else { Ok(()) };
         }
         self.send()?;
         self.linger();
@@ -196,6 +210,10 @@ impl<S: Service> Connection<S> {
                 }
                 Parse::Complete { request, head_len } => {
                     let (body, expects) = (request.body, request.expect_continue);
+                    if !limited {
+                        self.limit(ARRIVAL);
+                        limited = true;
+                    }
                     self.skip_body(body, expects, head_len)?;
                     body_gone = true;
                     continue;
@@ -212,7 +230,7 @@ impl<S: Service> Connection<S> {
                 return Err(Ended);
             }
             if !limited {
-                self.limit(if arriving { ARRIVAL } else { IDLE });
+                self.limit(if arriving { ARRIVAL } else { self.server.service().idle() });
                 limited = arriving;
             }
             self.shared.idle.store(!arriving, Ordering::Relaxed);
@@ -225,7 +243,6 @@ impl<S: Service> Connection<S> {
     fn skip_body(&mut self, body: Body, expects: bool, head_len: usize) -> Result<(), Ended> {
         let mut skipper = BodySkipper::new(body);
         let mut told = !expects;
-        self.limit(ARRIVAL);
         loop {
             let from = self.start + head_len;
             let skipped = match skipper.skip(self.input.get(from..self.end).unwrap_or_default()) {
@@ -241,8 +258,9 @@ impl<S: Service> Connection<S> {
             if !told {
                 told = true;
                 self.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-                self.send()?;
             }
+            // Earlier requests' answers do not wait for this one's body, which may never come.
+            self.send()?;
             self.compact();
             self.read()?;
         }
@@ -278,8 +296,24 @@ impl<S: Service> Connection<S> {
         }
     }
 
+    /// Lets the core go on with others until its next tick.
+    fn pause(&mut self) -> Result<(), Ended> {
+        self.full_reads = 0;
+        self.shared.paused.store(true, Ordering::Relaxed);
+        while self.shared.paused.load(Ordering::Relaxed) {
+            if self.shared.is_over() {
+                return Err(Ended);
+            }
+            self.wait();
+        }
+        Ok(())
+    }
+
     /// Reads once, when there is something to read.
     fn read(&mut self) -> Result<(), Ended> {
+        if self.full_reads >= READS_IN_A_ROW {
+            self.pause()?;
+        }
         loop {
             while self.events & (READABLE | ENDED) == 0 {
                 if self.shared.is_over() {
@@ -293,9 +327,11 @@ impl<S: Service> Connection<S> {
                 Ok(0) => return Err(Ended),
                 Ok(count) => {
                     self.end += count;
+                    self.full_reads += 1;
                     if count < space {
                         // The socket is empty: the next bytes are a new event. An end is announced only once.
                         self.events &= !READABLE;
+                        self.full_reads = 0;
                     }
                     return Ok(());
                 }
@@ -306,19 +342,20 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Sends all that is written.
+    /// Sends all that is written, within [`SENDING`] if it has to wait.
     fn send(&mut self) -> Result<(), Ended> {
         if self.output.is_empty() {
             return Ok(());
         }
-        let mut sent = 0;
+        let (mut sent, mut limited) = (0, false);
         while let Some(rest) = self.output.get(sent..).filter(|rest| !rest.is_empty()) {
             match rustix::net::send(self.shared.io.fd(), rest, SendFlags::NOSIGNAL) {
                 Ok(count) => sent += count,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => {
-                    if sent == 0 {
+                    if !limited {
                         self.limit(SENDING);
+                        limited = true;
                     }
                     self.wait();
                     if self.shared.is_over() {

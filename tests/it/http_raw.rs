@@ -71,6 +71,14 @@ fn connections(mode: Mode) {
             assert_eq!(last.receive().unwrap().status, 200, "an answer after FIN");
             assert!(last.is_closed());
         }
+        // An answer does not wait for the body of the request behind it.
+        for framing in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
+            let mut waiting = client();
+            let behind = format!("POST /checkout?user_id=d&id=i HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n");
+            waiting.send(format!("{}{behind}", order[0]).as_bytes()).unwrap();
+            assert_eq!(waiting.receive().unwrap_or_else(|e| panic!("{framing}: {e}")).status, 200);
+        }
+
         let mut quitter = client();
         quitter.send(GET.as_bytes()).unwrap();
         quitter.finish();

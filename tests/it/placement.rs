@@ -72,6 +72,9 @@ impl Service for Recorded {
     fn patience(&self) -> Duration {
         self.shop.patience()
     }
+    fn idle(&self) -> Duration {
+        self.shop.idle()
+    }
     fn render(&self, answer: &Self::Answer, to: &mut Responder<'_>) {
         self.note(answer.0, "render");
         self.shop.render(&answer.1, to);

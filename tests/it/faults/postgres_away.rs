@@ -5,11 +5,20 @@ use crate::support::servers::{Mode, Stack};
 
 const OUTAGE: Duration = Duration::from_secs(10);
 
+/// A machine that stands still for a second is not what these tests are about: Redis may take longer than usual.
+const REDIS_PATIENCE_MS: u64 = 4_000;
+
+/// Every request was decided: none was told to come back.
+fn nobody_noticed(history: &History) {
+    let lost: Vec<String> = history.words().into_iter().filter(|word| word.starts_with("lost")).collect();
+    assert_eq!(lost, Vec::<String>::new());
+}
+
 #[test]
 fn stopped_for_ten_seconds() {
     let mut stack = Stack::new(Mode::Distributed);
     let (terms, history) = (plenty(), History::default());
-    let app = with_terms(stack.app(), &terms).start();
+    let app = with_terms(stack.app(), &terms).env("REDIS_TIMEOUT_MS", REDIS_PATIENCE_MS).start();
     let ledger = stack.ledger();
     under_load(&[&app], &history, &ledger, &terms, || {
         stack.postgres().stop_immediate();
@@ -20,7 +29,7 @@ fn stopped_for_ten_seconds() {
         stack.postgres().start_again();
     });
     only_harmless_words(&history, |_| false);
-    assert_eq!(history.words().iter().filter(|word| word.starts_with("lost")).count(), 0, "nobody noticed");
+    nobody_noticed(&history);
 }
 
 #[test]
@@ -28,7 +37,7 @@ fn stopped_across_an_edge() {
     let mut stack = Stack::new(Mode::Distributed);
     let terms = Terms { items: 9_000, user_limit: 20, sale_seconds: 6, hold_seconds: 5 };
     let history = History::default();
-    let app = with_terms(stack.app(), &terms).start();
+    let app = with_terms(stack.app(), &terms).env("REDIS_TIMEOUT_MS", REDIS_PATIENCE_MS).start();
     let ledger = stack.ledger();
     drive(&[app.addr()], &history, || {
         stack.postgres().stop_immediate();
@@ -39,7 +48,7 @@ fn stopped_across_an_edge() {
         stack.postgres().start_again();
     });
     only_harmless_words(&history, |_| false);
-    assert_eq!(history.words().iter().filter(|word| word.starts_with("lost")).count(), 0, "nobody noticed");
+    nobody_noticed(&history);
     let rows = audit::check(&history, &ledger, &terms);
     let sales: HashSet<u64> = rows.attempts.iter().map(|row| row.sale).collect();
     assert!(sales.len() >= 3, "two edges: {sales:?}");
@@ -75,7 +84,7 @@ fn hanging() {
         }
         stack.postgres().resume();
     });
-    assert_eq!(history.words().iter().filter(|word| word.starts_with("lost")).count(), 0, "nobody noticed");
+    nobody_noticed(&history);
 }
 
 #[test]
