@@ -101,7 +101,8 @@ for i = 1, count do
   elseif free == 0 then
     marks[i] = again and 'A' or 'S'
   elseif his >= limit then
-    marks[i] = 'L'
+    -- Some of his may be among what has expired and was not looked at.
+    marks[i] = again and 'A' or 'L'
   else
     marks[i] = 'H'
     free, taken, counts[who] = free - 1, taken + 1, his + 1

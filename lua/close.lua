@@ -1,10 +1,11 @@
+#!lua flags=allow-oom
 -- Stops a sale's state from selling: it is about to be rebuilt under a newer epoch.
 --
 -- KEYS   1 the sale's state (hash)
 -- ARGV   1 the newer epoch, 2 when the key expires (unix seconds), if there was none
 -- Reply  'K' closed, 'E <epoch>' this epoch or a newer one is there; nothing was changed then
 -- Holds  whoever calls a script with an older epoch changes nothing from now on. A state that is missing is closed
---        too: a late opener of an older epoch must find the fence
+--        too: a late opener of an older epoch must find the fence. Runs where memory is short, or nothing could mend it
 
 local there = redis.call('HGET', KEYS[1], 'epoch')
 if there and tonumber(there) >= tonumber(ARGV[1]) then return 'E ' .. there end

@@ -26,6 +26,12 @@ const MIN_ROUND: Duration = Duration::from_millis(20);
 const CUT_OFF_WAIT: Duration = Duration::from_secs(4);
 /// How long starting is tried when both servers answer: rebuilding a large sale takes its time.
 const START_WAIT: Duration = Duration::from_secs(120);
+/// How long the openers' lock is waited for by a member of the epoch: whoever has it may be waiting for him.
+pub(super) const SHORT_WAIT: Duration = Duration::from_millis(100);
+/// The wait after a doubt could not be settled; it doubles up to [`MAX_RETRY`].
+const MIN_RETRY: Duration = Duration::from_millis(50);
+/// The longest wait between two attempts to settle a doubt: each may write a whole sale anew.
+const MAX_RETRY: Duration = Duration::from_secs(1);
 /// How long the writer's last records are waited for at the end.
 const LAST_WAIT: Duration = Duration::from_secs(3);
 
@@ -66,6 +72,8 @@ pub struct Keeper {
     pub(super) selling: bool,
     /// Why it may be that something was lost.
     pub(super) doubt: Option<String>,
+    /// When and after how long a failed attempt to settle it is repeated.
+    retry: Option<(Instant, Duration)>,
     looked: Option<Instant>,
     opened: Option<Instant>,
     pub(super) upkeep: super::upkeep::Upkeep,
@@ -90,6 +98,7 @@ impl Keeper {
             open: Vec::new(),
             selling: false,
             doubt: None,
+            retry: None,
             looked: None,
             opened: None,
             upkeep: Default::default(),
@@ -98,7 +107,6 @@ impl Keeper {
         };
         keeper.store.check_server()?;
         keeper.epoch = keeper.ledger.epoch().map_err(|e| format!("POSTGRES_DSN: {e}"))?;
-        keeper.ledger.join(keeper.epoch.number).map_err(|e| format!("POSTGRES_DSN: {e}"))?;
         let begun = Instant::now();
         loop {
             match keeper.round() {
@@ -158,7 +166,8 @@ impl Keeper {
         let doubt = match suspicion {
             // Redis' absence is no loss; what it is like when it is back is looked at each round.
             Suspicion::Away(_) => return,
-            Suspicion::Identity(_) => return,
+            // New connections lead to another Redis than the keeper's, or to a replica: it has to look at that one.
+            Suspicion::Identity(_) => return self.store.reconnect(),
             // Said of a sale that is not open any more, or of an epoch that has been left since.
             Suspicion::State(sale, _) if !self.open.iter().any(|terms| terms.sale == sale) => return,
             Suspicion::Epoch(theirs) if theirs <= self.epoch.number => return,
@@ -188,28 +197,45 @@ impl Keeper {
     /// Looks at Redis and at the ledger; settles what is in doubt; opens what is due. Selling goes on where the ledger
     /// is away, and comes back as soon as there is no doubt.
     fn round(&mut self) -> Result<(), String> {
-        let identity = self.store.identity()?;
-        if !self.epoch.identity.is_empty() && identity != self.epoch.identity {
+        let identity = self.store.identity();
+        if identity.as_ref().is_ok_and(|identity| !self.epoch.identity.is_empty() && *identity != self.epoch.identity) {
             self.doubt.get_or_insert("Redis was started anew, or is another one".into());
         }
+        // Also where Redis is away: the others may be closing the epoch, and wait for us to leave it.
         let looked = if is_due(self.looked, LOOK_EVERY) { self.look_at_ledger() } else { Ok(()) };
         if let Some(doubt) = self.doubt.clone() {
             self.stop_selling(&doubt);
-            self.recover()?;
+            if identity.is_err() {
+                // Nobody who cannot reach Redis settles anything; but the others need not wait for him.
+                self.stand_aside()?;
+            } else {
+                self.settle(&doubt)?;
+            }
             // What this instance still had is back before its codes are asked for. If that fails, it comes again.
             let placed = self.place_stale();
             self.report(placed);
         }
+        identity?;
         if !self.open.is_empty() {
             self.resume_selling()?;
         }
         looked?;
-        if is_due(self.opened, OPEN_EVERY) {
-            self.open_due_sales()?;
+        if is_due(self.opened, OPEN_EVERY) && self.open_due_sales()? {
             self.opened = Some(Instant::now());
             self.resume_selling()?;
         }
         self.take_care()
+    }
+
+    /// Tries to settle the doubt, unless that has failed a moment ago.
+    fn settle(&mut self, doubt: &str) -> Result<(), String> {
+        if self.retry.is_some_and(|(failed, wait)| failed.elapsed() < wait) {
+            return Err(format!("not settled yet: {doubt}"));
+        }
+        let done = self.recover();
+        let wait = self.retry.map_or(MIN_RETRY, |(_, wait)| (wait * 2).min(MAX_RETRY));
+        self.retry = done.is_err().then(|| (Instant::now(), wait));
+        done
     }
 
     fn resume_selling(&mut self) -> Result<(), String> {
@@ -228,14 +254,19 @@ impl Keeper {
     }
 
     fn look(&mut self) -> Result<(), String> {
-        if !self.ledger.is_member() {
-            // The session is gone, with Postgres or without. Redis fences us meanwhile: whoever raises the epoch
-            // closes the states there first.
-            self.ledger.join(self.epoch.number).map_err(|e| e.to_string())?;
-        }
         let current = self.ledger.epoch().map_err(|e| e.to_string())?;
-        if current.number != self.epoch.number {
+        if self.epoch.identity.is_empty() && current.number == self.epoch.number {
+            // This instance came before the first opening, which is another one's.
+            self.epoch.identity = current.identity;
+        } else if current.number != self.epoch.number {
             self.doubt.get_or_insert(format!("the ledger is at epoch {}", current.number));
+        } else if current.identity != self.epoch.identity {
+            self.doubt.get_or_insert(format!("epoch {} is being closed", current.number));
+        }
+        if self.doubt.is_none() && !self.epoch.identity.is_empty() && !self.ledger.is_member() {
+            // The session is gone, with Postgres or without. Redis fences us meanwhile: whoever closes the epoch closes
+            // the states there first. Never of an epoch that nobody sells under: its members are waited for.
+            self.ledger.join(self.epoch.number).map_err(|e| e.to_string())?;
         }
         Ok(())
     }

@@ -3,10 +3,13 @@
 //! Invariant: a record is in the sale and in the ledger, or kept apart and alarmed; never silently sold, nor silently
 //! forgotten. Refuses to know how it came to be late.
 
-use super::distributed::Keeper;
-use crate::domain::{RecordKind, RecordRef, Records};
+use super::distributed::{Keeper, SHORT_WAIT};
+use super::merge::Known;
+use crate::domain::{HoldNumber, RecordKind, RecordRef, Records, SaleId};
 use crate::inventory::redis::scripts::{self, queue_key, state_key};
+use crate::ledger::HoldRow;
 use redis::cmd;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 /// Records that one script call decides.
@@ -24,7 +27,7 @@ impl Keeper {
         if self.late.is_empty() {
             return Ok(());
         }
-        self.with_opening_lock(|keeper| {
+        let placed = self.with_opening_lock(SHORT_WAIT, |keeper| {
             while let Some(records) = keeper.late.pop_front() {
                 // They stay if this fails; a repetition finds what was placed already and changes nothing.
                 if let Err(why) = keeper.place(&records) {
@@ -36,7 +39,9 @@ impl Keeper {
                 tracing::info!(sale = records.sale.0, epoch = records.epoch, count, "late records are settled");
             }
             Ok(())
-        })
+        });
+        // If another instance has the lock, they wait for the next round.
+        placed.map(drop)
     }
 
     /// Puts late records to those of the same sale and epoch: they come in many small batches.
@@ -52,8 +57,14 @@ impl Keeper {
     fn place(&mut self, late: &Records) -> Result<(), String> {
         let (mut fit, mut misfit) = (Records::new(late.sale, self.epoch.number), Records::new(late.sale, late.epoch));
         let all: Vec<RecordRef<'_>> = late.iter().collect();
+        let mut ended: Option<Sold> = None;
         for chunk in all.chunks(CHUNK) {
-            let marks = self.offer(late, chunk)?;
+            let offered = if ended.is_none() { self.offer(late.sale, chunk)? } else { None };
+            let marks = match (offered, &mut ended) {
+                (Some(marks), _) => marks,
+                (None, Some(sold)) => sold.judge(chunk),
+                (None, ended) => ended.insert(self.sold(late.sale)?).judge(chunk),
+            };
             for (record, mark) in chunk.iter().zip(marks.bytes().chain(std::iter::repeat(b'M'))) {
                 let Ok(record) = record.to_owned() else { continue };
                 if mark == b'F' { fit.push(&record) } else { misfit.push(&record) }
@@ -71,10 +82,12 @@ impl Keeper {
         Ok(())
     }
 
-    /// A mark for each record: `F` it fits, anything else it does not.
-    fn offer(&mut self, late: &Records, records: &[RecordRef<'_>]) -> Result<String, String> {
+    /// A mark for each record: `F` it fits, anything else it does not. `None` if the sale has ended.
+    fn offer(&mut self, sale: SaleId, records: &[RecordRef<'_>]) -> Result<Option<String>, String> {
+        let Some(terms) = self.open.iter().find(|terms| terms.sale == sale).copied() else { return Ok(None) };
+        self.store.take_back(&terms, self.epoch.number)?;
         let mut eval = cmd("EVAL");
-        eval.arg(scripts::OFFER).arg(2).arg(state_key(late.sale)).arg(queue_key(late.sale)).arg(self.epoch.number);
+        eval.arg(scripts::OFFER).arg(2).arg(state_key(sale)).arg(queue_key(sale)).arg(self.epoch.number);
         for record in records {
             let (mark, taken_ms, purchased_ms) = match record.kind {
                 RecordKind::Hold => ("H", record.at_ms, 0),
@@ -85,29 +98,47 @@ impl Keeper {
         }
         let reply = self.store.eval(&eval)?;
         match reply.split_once(' ') {
-            Some(("K", marks)) => Ok(marks.to_owned()),
-            _ if !self.open.iter().any(|terms| terms.sale == late.sale) => self.offer_to_ledger(late, records),
-            _ => Err(format!("sale {} cannot take late records now: Redis says {reply}", late.sale)),
+            Some(("K", marks)) => Ok(Some(marks.to_owned())),
+            Some(("T", _)) => Ok(None),
+            _ => Err(format!("sale {sale} cannot take late records now: Redis says {reply}")),
         }
     }
 
-    /// The sale has ended and its state is gone: the holds are history, and the purchases are counted by the ledger.
-    fn offer_to_ledger(&mut self, late: &Records, records: &[RecordRef<'_>]) -> Result<String, String> {
-        let rows = self.ledger.sales(late.sale.0.saturating_mul(1000)).map_err(|e| e.to_string())?;
-        let items = rows.iter().find(|row| row.terms.sale == late.sale).map_or(0, |row| row.terms.items);
-        let mut purchased = std::collections::HashSet::new();
-        let each = &mut |row: crate::ledger::HoldRow| {
+    /// All purchases that are known of a sale that has ended. Its state may be gone, or be one that nobody rebuilt.
+    fn sold(&mut self, sale: SaleId) -> Result<Sold, String> {
+        let rows = self.ledger.sales(sale.0.saturating_mul(1000)).map_err(|e| e.to_string())?;
+        let items = rows.iter().find(|row| row.terms.sale == sale).map_or(0, |row| row.terms.items);
+        let mut purchased = HashSet::new();
+        let each = &mut |row: HoldRow| {
             purchased.extend(row.purchased_ms.map(|_| row.number));
         };
-        self.ledger.holds(late.sale, each).map_err(|e| e.to_string())?;
+        self.ledger.holds(sale, each).map_err(|e| e.to_string())?;
+        let each = &mut |number, known: Known| {
+            purchased.extend(known.purchased_ms.map(|_| HoldNumber(number)));
+        };
+        let ledger = &mut self.ledger;
+        self.store.holds(sale, each, &mut || ledger.still_opening().map_err(|e| e.to_string()))?;
+        Ok(Sold { items, purchased })
+    }
+}
+
+/// The purchases of a sale that has ended. Its holds are history: they fit in any number.
+struct Sold {
+    items: u64,
+    purchased: HashSet<HoldNumber>,
+}
+
+impl Sold {
+    /// A mark for each record, as [`Keeper::offer`] gives them. What fits counts for those that come after.
+    fn judge(&mut self, records: &[RecordRef<'_>]) -> String {
         let fits = |record: &RecordRef<'_>| {
-            let counted = record.kind == RecordKind::Hold || purchased.contains(&record.number);
-            let fits = counted || (purchased.len() as u64) < items;
+            let counted = record.kind == RecordKind::Hold || self.purchased.contains(&record.number);
+            let fits = counted || (self.purchased.len() as u64) < self.items;
             if fits && record.kind == RecordKind::Purchase {
-                purchased.insert(record.number);
+                self.purchased.insert(record.number);
             }
             if fits { 'F' } else { 'M' }
         };
-        Ok(records.iter().map(fits).collect())
+        records.iter().map(fits).collect()
     }
 }

@@ -4,7 +4,7 @@
 //! only raises one.
 
 use super::calendar::{is_far_enough, next_terms};
-use super::distributed::Keeper;
+use super::distributed::{Keeper, SHORT_WAIT};
 use super::store::Condition;
 use crate::domain::Terms;
 use crate::inventory::{Clock, View};
@@ -34,36 +34,35 @@ impl Keeper {
         Ok(())
     }
 
-    /// Takes in the sales that others opened, and opens those that are missing.
-    pub(super) fn open_due_sales(&mut self) -> Result<(), String> {
+    /// Takes in the sales that others opened, and opens those that are missing. `Ok(false)` if another instance is at it.
+    pub(super) fn open_due_sales(&mut self) -> Result<bool, String> {
         let now_ms = self.store.now_ms()?;
         let rows = self.rows(now_ms)?;
         let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
-        let unopened = self.epoch.identity.is_empty();
-        if unopened
-            || !is_far_enough(&known, now_ms)
-            || rows.iter().any(|row| !row.opened && row.terms.ends_ms > now_ms)
-        {
-            self.with_opening_lock(|keeper| keeper.open_ahead(now_ms))?;
-            return self.publish(self.selling);
-        }
+        let mut missing = self.epoch.identity.is_empty() || !is_far_enough(&known, now_ms);
         for (nth, row) in rows.iter().filter(|row| row.terms.ends_ms > now_ms).enumerate() {
-            if !self.open.contains(&row.terms) {
-                self.adopt_sale(row)?;
-            } else if nth < LOOKED_AT {
-                self.look_at_state(&row.terms)?;
+            if self.open.contains(&row.terms) {
+                if nth < LOOKED_AT {
+                    self.look_at_state(&row.terms)?;
+                }
+            } else {
+                missing |= !row.opened || !self.adopt_sale(&row.terms)?;
             }
         }
-        self.publish(self.selling)
+        let done = !missing || self.with_opening_lock(SHORT_WAIT, |keeper| keeper.open_ahead(now_ms))?;
+        self.publish(self.selling)?;
+        Ok(done)
     }
 
-    /// A sale that the ledger knows as opened: its state has to be there.
-    fn adopt_sale(&mut self, row: &SaleRow) -> Result<(), String> {
-        self.look_at_state(&row.terms)?;
-        self.warn_of_other_settings(&row.terms);
-        self.open.push(row.terms);
-        self.open.sort_by_key(|terms| terms.starts_ms);
-        Ok(())
+    /// Takes in a sale that the ledger knows as opened, if its state is there. If not, it may be about to be put in place.
+    fn adopt_sale(&mut self, terms: &Terms) -> Result<bool, String> {
+        let good = self.store.condition(terms.sale, self.epoch.number)? == Condition::Good;
+        if good {
+            self.warn_of_other_settings(terms);
+            self.open.push(*terms);
+            self.open.sort_by_key(|terms| terms.starts_ms);
+        }
+        Ok(good)
     }
 
     fn look_at_state(&mut self, terms: &Terms) -> Result<(), String> {
@@ -98,6 +97,7 @@ impl Keeper {
             }
             let identity = self.store.identity()?;
             self.ledger.set_identity(current.number, &identity).map_err(|e| e.to_string())?;
+            self.ledger.join(current.number).map_err(|e| e.to_string())?;
             self.epoch.identity = identity;
         } else {
             self.epoch = current;
@@ -119,11 +119,17 @@ impl Keeper {
                 continue;
             }
             if row.opened {
-                self.adopt_sale(row)?;
-                continue;
+                if self.adopt_sale(&row.terms)? {
+                    continue;
+                }
+                // Nobody can have sold in a sale that has not begun: whoever noted it died before he put it in place.
+                if row.terms.starts_ms <= now_ms || self.store.condition(row.terms.sale, 0)? != Condition::Missing {
+                    return self.look_at_state(&row.terms);
+                }
+            } else {
+                // Noted first: if this process dies in between, the next one finds a loss and rebuilds from no rows.
+                self.ledger.mark_opened(row.terms.sale).map_err(|e| e.to_string())?;
             }
-            // Noted first: if this process dies in between, the next one finds a loss and rebuilds from no rows.
-            self.ledger.mark_opened(row.terms.sale).map_err(|e| e.to_string())?;
             let built = self.rebuild(&row.terms, self.epoch.number)?;
             // Whoever was frozen until now opens nothing: others have come since.
             self.ledger.still_opening().map_err(|e| e.to_string())?;

@@ -4,7 +4,7 @@
 //! remember. Every step may be the last one of this process: the next one to come finds a doubt and begins again.
 
 use super::distributed::Keeper;
-use super::merge::{Known, Union};
+use super::merge::{Known, Rebuilt, Union};
 use super::store::{Built, Condition};
 use crate::domain::{HoldNumber, Record, RecordKind, Records, Terms};
 use crate::ledger::{Epoch, HoldRow};
@@ -12,11 +12,13 @@ use crate::record::Message;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// How long the openers' lock is waited for.
+/// How long the openers' lock is waited for by whoever has let go of his epoch.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
 /// How long the other instances may take to stop, write what they have and let go of the old epoch. A dead one's
 /// lock is let go by Postgres; what a slow one still has is offered to Redis afterwards.
 const DRAIN_WAIT: Duration = Duration::from_secs(2);
+/// How long a transaction that was begun before the epoch was raised may take to commit.
+const COMMIT_WAIT: Duration = Duration::from_millis(500);
 /// How long a session that was told to end may take.
 const EVICT_WAIT: Duration = Duration::from_secs(2);
 /// How long this instance's own calls and records may take to be done.
@@ -25,31 +27,41 @@ const OWN_DRAIN: Duration = Duration::from_secs(2);
 const BATCH: usize = 2_000;
 
 impl Keeper {
-    /// Runs `work` under the lock that only one instance has.
+    /// Runs `work` under the lock that only one instance has, waiting for it at most `wait`. `Ok(false)` if another one
+    /// has it. Whoever is a member of an epoch must not wait long: the other one may be waiting for him.
     pub(super) fn with_opening_lock(
         &mut self,
+        wait: Duration,
         work: impl FnOnce(&mut Keeper) -> Result<(), String>,
-    ) -> Result<(), String> {
-        if !self.ledger.lock_opening(LOCK_WAIT).map_err(|e| e.to_string())? {
-            return Err("another instance is opening sales".into());
+    ) -> Result<bool, String> {
+        if !self.ledger.lock_opening(wait).map_err(|e| e.to_string())? {
+            return Ok(false);
         }
         let done = work(self);
         self.ledger.unlock_opening();
-        done
+        done.map(|()| true)
     }
 
     /// Settles a doubt. Selling has stopped on this instance.
     pub(super) fn recover(&mut self) -> Result<(), String> {
         let begun = Instant::now();
-        self.drain_own();
-        self.ledger.leave().map_err(|e| e.to_string())?;
-        self.with_opening_lock(Keeper::recover_locked)?;
+        self.stand_aside()?;
+        if !self.with_opening_lock(LOCK_WAIT, Keeper::recover_locked)? {
+            return Err("another instance is opening sales".into());
+        }
         self.doubt = None;
         // What the cores found odd until now is settled with it; what still is odd, they find again.
         while self.suspicions.try_recv().is_ok() {}
         let took = begun.elapsed();
         tracing::info!(epoch = self.epoch.number, sales = self.open.len(), ?took, "the doubt is settled");
         Ok(())
+    }
+
+    /// Writes what this instance has and leaves the epoch: whoever closes it need not wait any longer. Selling has
+    /// stopped.
+    pub(super) fn stand_aside(&mut self) -> Result<(), String> {
+        self.drain_own();
+        self.ledger.leave().map_err(|e| e.to_string())
     }
 
     /// Waits until this instance's calls are answered and its records written, for a while.
@@ -79,14 +91,21 @@ impl Keeper {
             .filter(|row| row.opened && row.terms.ends_ms > now_ms)
             .map(|row| row.terms)
             .collect();
-        let mut good = current.identity == identity;
+        let (mut good, mut newest) = (current.identity == identity, current.number);
         for terms in &opened {
-            good = good && self.store.condition(terms.sale, current.number)? == Condition::Good;
+            match self.store.condition(terms.sale, current.number)? {
+                Condition::Good => {}
+                other => {
+                    good = false;
+                    // An opener may have died before he raised the epoch; a ledger may be older than Redis.
+                    newest = newest.max(if let Condition::Epoch(theirs) = other { theirs } else { 0 });
+                }
+            }
         }
         if good {
             self.epoch = current;
         } else {
-            self.reopen(current.number, &identity, &opened)?;
+            self.reopen(current.number, newest + 1, &identity, &opened)?;
         }
         self.open = opened;
         self.ledger.join(self.epoch.number).map_err(|e| e.to_string())?;
@@ -98,17 +117,42 @@ impl Keeper {
         Ok(())
     }
 
-    /// Raises the epoch and opens all sales anew under it.
-    fn reopen(&mut self, old: u64, identity: &str, opened: &[Terms]) -> Result<(), String> {
-        let epoch = self.ledger.raise(old).map_err(|e| e.to_string())?;
+    /// Closes the epoch `old`, and opens all sales anew under `epoch`.
+    fn reopen(&mut self, old: u64, epoch: u64, identity: &str, opened: &[Terms]) -> Result<(), String> {
         tracing::warn!(epoch, sales = opened.len(), "rebuilding under a new epoch");
+        // All hear that selling is over, and may write what they have: until the epoch is raised, it is in force.
+        self.ledger.announce_closing(old).map_err(|e| e.to_string())?;
         for terms in opened {
             self.store.close(terms, epoch)?;
         }
-        self.drain_others(old)?;
+        // What one of our cores had just sent when selling stopped.
+        self.drain_own();
+        self.let_go(old, DRAIN_WAIT)?;
+        self.ledger.raise(old, epoch).map_err(|e| e.to_string())?;
+        // Whoever did not leave in time may have begun to write meanwhile. From here on nobody can begin.
+        self.let_go(old, COMMIT_WAIT)?;
         let mut built = Vec::with_capacity(opened.len());
+        let done = self.open_anew(epoch, identity, opened, &mut built);
+        if done.is_err() {
+            built.iter().for_each(|built| self.store.discard(built));
+        }
+        done
+    }
+
+    /// Rebuilds the closed sales and puts them in place. What was built so far is left in `built`.
+    fn open_anew(
+        &mut self,
+        epoch: u64,
+        identity: &str,
+        opened: &[Terms],
+        built: &mut Vec<Built>,
+    ) -> Result<(), String> {
         for terms in opened {
-            built.push(self.rebuild(terms, epoch)?);
+            let (rebuilt, whole) = self.merge(terms, epoch)?;
+            if whole {
+                self.store.forget(terms, epoch)?;
+            }
+            built.push(self.build(terms, epoch, &rebuilt)?);
         }
         // The last look before it sells: still the one who opens, still the same epoch and the same Redis.
         self.still_opening()?;
@@ -116,7 +160,7 @@ impl Keeper {
         if self.store.identity()? != identity {
             return Err("Redis was started anew in the middle of rebuilding".into());
         }
-        for built in &built {
+        for built in built {
             self.store.open(built)?;
         }
         self.epoch = Epoch { number: epoch, identity: identity.to_owned() };
@@ -127,9 +171,9 @@ impl Keeper {
         self.ledger.still_opening().map_err(|e| e.to_string())
     }
 
-    /// Waits until nobody can write under the epoch `old`, and sees to it in the end.
-    fn drain_others(&mut self, old: u64) -> Result<(), String> {
-        if self.ledger.drain(old, DRAIN_WAIT).map_err(|e| e.to_string())? {
+    /// Waits until nobody holds a lock of the epoch `old` or of one before it, and after `wait` sees to it.
+    fn let_go(&mut self, old: u64, wait: Duration) -> Result<(), String> {
+        if self.ledger.drain(old, wait).map_err(|e| e.to_string())? {
             return Ok(());
         }
         self.still_opening()?;
@@ -144,6 +188,17 @@ impl Keeper {
 
     /// Builds a sale's state for `epoch` from all that is known of it. [`super::store::Store::open`] puts it in place.
     pub(super) fn rebuild(&mut self, terms: &Terms, epoch: u64) -> Result<Built, String> {
+        let (rebuilt, _) = self.merge(terms, epoch)?;
+        self.build(terms, epoch, &rebuilt)
+    }
+
+    fn build(&mut self, terms: &Terms, epoch: u64, rebuilt: &Rebuilt) -> Result<Built, String> {
+        let ledger = &mut self.ledger;
+        self.store.build(terms, epoch, rebuilt, &mut || ledger.still_opening().map_err(|e| e.to_string()))
+    }
+
+    /// What is known of a sale, all of which is in the ledger afterwards; and whether Redis' side could be read wholly.
+    fn merge(&mut self, terms: &Terms, epoch: u64) -> Result<(Rebuilt, bool), String> {
         let mut union = Union::default();
         let mut with_checkout = HashSet::new();
         let each = &mut |row: HoldRow| {
@@ -156,7 +211,7 @@ impl Keeper {
         let ledger = &mut self.ledger;
         let alive = &mut || ledger.still_opening().map_err(|e| e.to_string());
         let each = &mut |number, known| union.redis(number, known, with_checkout.contains(&number));
-        self.store.holds(terms.sale, each, alive)?;
+        let whole = self.store.holds(terms.sale, each, alive)?;
         for chunk in union.missing.chunks(BATCH) {
             let mut records = Records::new(terms.sale, epoch);
             chunk.iter().for_each(|record| records.push(record));
@@ -185,8 +240,7 @@ impl Keeper {
                 .keep_apart(&records, "no item was left when the sale was rebuilt")
                 .map_err(|e| e.to_string())?;
         }
-        let ledger = &mut self.ledger;
-        self.store.build(terms, epoch, &rebuilt, &mut || ledger.still_opening().map_err(|e| e.to_string()))
+        Ok((rebuilt, whole))
     }
 }
 

@@ -38,6 +38,17 @@ pub enum Condition {
     Damaged,
 }
 
+/// How much a sale has decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// The time of the last decision that is counted, unix milliseconds.
+    pub upto_ms: u64,
+    /// Holds that there ever were.
+    pub taken: u64,
+    /// Holds that were redeemed.
+    pub purchased: u64,
+}
+
 /// The keeper's way to Redis. A connection that failed is made anew on the next call.
 pub struct Store {
     target: Arc<Target>,
@@ -75,10 +86,18 @@ impl Store {
         Ok(seconds * 1000 + micros / 1000)
     }
 
-    /// Which Redis this is; `Err` for a replica.
+    /// Which Redis this is; `Err` for a replica, which is then left: new connections may lead to its master.
     pub fn identity(&mut self) -> Result<String, String> {
         let info: String = self.ask(cmd("INFO").arg("server").arg("replication"))?;
-        identity(&info).map_err(|e| format!("Redis at {}: {e}", self.target.name))
+        identity(&info).map_err(|e| {
+            self.reconnect();
+            format!("Redis at {}: {e}", self.target.name)
+        })
+    }
+
+    /// Looks the address up again for the next call: connections of today may lead elsewhere than those of yesterday.
+    pub fn reconnect(&mut self) {
+        self.connection = None;
     }
 
     /// Refuses a Redis that this service cannot rely on, with the reason.
@@ -128,6 +147,16 @@ impl Store {
         }
     }
 
+    /// Throws away what the state holds that was closed for `epoch`. The ledger has all of it.
+    pub fn forget(&mut self, terms: &Terms, epoch: u64) -> Result<(), String> {
+        let mut eval = cmd("EVAL");
+        eval.arg(scripts::FORGET).arg(2).arg(state_key(terms.sale)).arg(queue_key(terms.sale));
+        match self.ask::<String>(eval.arg(epoch).arg(terms.ends_ms / 1000 + KEEP_SECONDS))?.as_str() {
+            "K" => Ok(()),
+            other => Err(format!("sale {} is not closed for epoch {epoch}: Redis says {other}", terms.sale)),
+        }
+    }
+
     /// The sales that have a state in Redis, with their end in unix milliseconds. Looks through all keys.
     pub fn sales(&mut self) -> Result<Vec<(SaleId, u64)>, String> {
         let (mut cursor, mut found) = (0u64, Vec::new());
@@ -155,11 +184,13 @@ impl Store {
         Ok(sales)
     }
 
-    /// How many holds `sale` ever had in Redis and how many were redeemed; `None` if it has no state.
-    pub fn counts(&mut self, sale: SaleId) -> Result<Option<(u64, u64)>, String> {
-        let fields = &["taken", "purchased"][..];
-        let (taken, purchased): (Option<u64>, Option<u64>) = self.ask(cmd("HMGET").arg(state_key(sale)).arg(fields))?;
-        Ok(taken.zip(purchased))
+    /// What `sale` has in Redis by its own clock; `None` if it has no state.
+    pub fn counts(&mut self, sale: SaleId) -> Result<Option<Counts>, String> {
+        let fields = &["clock", "taken", "purchased"][..];
+        type Found = (Option<u64>, Option<u64>, Option<u64>);
+        let found: Found = self.ask(cmd("HMGET").arg(state_key(sale)).arg(fields))?;
+        let (Some(upto_ms), Some(taken), Some(purchased)) = found else { return Ok(None) };
+        Ok(Some(Counts { upto_ms, taken, purchased }))
     }
 
     /// Calls `each` for every hold that Redis remembers of `sale`, for some twice. `alive` is asked after each chunk.
@@ -202,7 +233,28 @@ impl Store {
         alive: &mut dyn FnMut() -> Result<(), String>,
     ) -> Result<Built, String> {
         let built = Built::name(terms, epoch);
-        let Built { state, queue, .. } = &built;
+        let done = self.fill(&built, rebuilt, alive);
+        if done.is_err() {
+            self.discard(&built);
+        }
+        done.map(|()| built)
+    }
+
+    /// Removes a state that was built and will not be opened: it would take up memory until it expires.
+    pub fn discard(&mut self, built: &Built) {
+        let removed: Result<(), String> = self.ask(cmd("UNLINK").arg(&built.state).arg(&built.queue));
+        if let Err(why) = removed {
+            tracing::debug!("a state that was built is left to expire: {why}");
+        }
+    }
+
+    fn fill(
+        &mut self,
+        built: &Built,
+        rebuilt: &Rebuilt,
+        alive: &mut dyn FnMut() -> Result<(), String>,
+    ) -> Result<(), String> {
+        let Built { state, queue, .. } = built;
         let holds: Vec<_> = rebuilt.holds.iter().collect();
         let mut users = std::collections::HashMap::<Id, u64>::new();
         for chunk in holds.chunks(CHUNK) {
@@ -238,8 +290,7 @@ impl Store {
             self.add(push, queue)?;
             alive()?;
         }
-        self.build_terms(&built, rebuilt)?;
-        Ok(built)
+        self.build_terms(built, rebuilt)
     }
 
     /// Adds to a key that disappears by itself unless it is opened.
@@ -287,6 +338,22 @@ impl Store {
         }
     }
 
+    /// Has the stock of an open sale take back all that has expired by now: a checkout script without checkouts.
+    pub fn take_back(&mut self, terms: &Terms, epoch: u64) -> Result<(), String> {
+        let mut eval = cmd("EVAL");
+        eval.arg(scripts::CHECKOUT).arg(2).arg(state_key(terms.sale)).arg(queue_key(terms.sale)).arg(epoch);
+        loop {
+            // What the script refuses is for the caller's own call to find.
+            let reply: String = self.ask(&eval)?;
+            let now_ms = reply.strip_prefix("K ").and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+            let head: Option<Vec<u8>> = self.ask(cmd("LINDEX").arg(queue_key(terms.sale)).arg(0))?;
+            let expires_ms = head.as_deref().and_then(entry_expires_ms);
+            if !now_ms.zip(expires_ms).is_some_and(|(now_ms, expires_ms)| expires_ms <= now_ms) {
+                return Ok(());
+            }
+        }
+    }
+
     /// Runs a script call of the keeper's own.
     pub fn eval(&mut self, call: &Cmd) -> Result<String, String> {
         self.ask(call)
@@ -314,6 +381,11 @@ impl Built {
         let name = |key: String| format!("{key}:build:{epoch}:{nonce:x}");
         Built { terms: *terms, epoch, state: name(state_key(terms.sale)), queue: name(queue_key(terms.sale)) }
     }
+}
+
+/// When the hold of a queue's entry expires: `<number>:<expires>:<user>`.
+fn entry_expires_ms(entry: &[u8]) -> Option<u64> {
+    std::str::from_utf8(entry.split(|byte| *byte == b':').nth(1)?).ok()?.parse().ok()
 }
 
 fn write_record(known: &Known, place: Place) -> Vec<u8> {

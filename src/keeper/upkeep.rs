@@ -4,6 +4,7 @@
 //! that they hold. Refuses to judge: what does not agree is settled by rebuilding, elsewhere.
 
 use super::distributed::{Keeper, is_due};
+use super::store::Counts;
 use crate::domain::{HoldNumber, Record, RecordKind, Records, SaleId};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -31,8 +32,8 @@ const _: () = assert!(CLEAR_AFTER_MS > 2 * SETTLED_MS);
 pub(super) struct Upkeep {
     compared: Option<Instant>,
     swept: Option<Instant>,
-    /// What Redis had of each sale (checkouts, purchases) at the last comparison: by now the ledger should have it.
-    seen: HashMap<SaleId, (u64, u64)>,
+    /// What Redis had of each sale at the last comparison: by now the ledger should have it.
+    seen: HashMap<SaleId, Counts>,
     overflowed: u64,
     /// How many had overflowed at the last comparison.
     overflowed_then: u64,
@@ -98,8 +99,9 @@ impl Keeper {
     fn is_lacking(&mut self, sale: SaleId, thorough: bool) -> Result<bool, String> {
         let Some(in_redis) = self.store.counts(sale)? else { return Ok(false) };
         let known = self.upkeep.seen.insert(sale, in_redis).filter(|_| !thorough).unwrap_or(in_redis);
-        let in_ledger = self.ledger.counts(sale).map_err(|e| e.to_string())?;
-        Ok(known.0 > in_ledger.0 || known.1 > in_ledger.1)
+        // Up to the same moment: what was written since must not hide what is missing of it.
+        let (taken, purchased) = self.ledger.counts(sale, known.upto_ms).map_err(|e| e.to_string())?;
+        Ok(known.taken > taken || known.purchased > purchased)
     }
 
     /// Compares the sales that have ended, and clears away those that ended some time ago.

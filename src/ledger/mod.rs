@@ -73,8 +73,9 @@ pub trait Ledger: Send {
     /// Calls `each` for every hold of `sale`, in the order of their numbers. Keeps the openers' lock, where it is held.
     fn holds(&mut self, sale: SaleId, each: &mut dyn FnMut(HoldRow)) -> Result<(), LedgerError>;
 
-    /// How many checkouts and how many purchases the ledger has of `sale`.
-    fn counts(&mut self, sale: SaleId) -> Result<(u64, u64), LedgerError>;
+    /// How many checkouts and how many purchases of `sale` the ledger has that were decided up to `upto_ms` (unix
+    /// milliseconds).
+    fn counts(&mut self, sale: SaleId, upto_ms: u64) -> Result<(u64, u64), LedgerError>;
 }
 
 /// The number in force and the Redis it was opened on.
@@ -82,7 +83,8 @@ pub trait Ledger: Send {
 pub struct Epoch {
     /// The epoch.
     pub number: u64,
-    /// What `INFO` said of the Redis (run id and replication id) when its sales were opened; empty before the first opening.
+    /// What `INFO` said of the Redis (run id and replication id) when its sales were opened; empty before the first
+    /// opening, and from the moment on at which somebody closes it: then nobody may sell under it.
     pub identity: String,
 }
 
@@ -112,17 +114,24 @@ pub trait Fence: Ledger {
     /// Lets go of the openers' lock.
     fn unlock_opening(&mut self);
 
-    /// Raises the epoch from `from` to `from + 1`, visible to all at once; `Stale` if it is not `from` any more.
-    fn raise(&mut self, from: u64) -> Result<u64, LedgerError>;
+    /// Announces that `epoch` is being closed, by forgetting the Redis that it was opened on: its members stop selling,
+    /// write what they have, which stays allowed, and leave. `Stale` if it is not in force any more.
+    fn announce_closing(&mut self, epoch: u64) -> Result<(), LedgerError>;
+
+    /// Raises the epoch from `from` to `to`, visible to all at once; `Stale` if it is not `from` any more. Whoever has
+    /// begun to write under an older one by then can still commit: see [`Fence::drain`].
+    fn raise(&mut self, from: u64, to: u64) -> Result<(), LedgerError>;
 
     /// Notes the Redis that `epoch` is opened on; `Stale` if the epoch has moved on, or was opened on another one.
     fn set_identity(&mut self, epoch: u64, identity: &str) -> Result<(), LedgerError>;
 
-    /// Waits until no instance holds the shared lock of `epoch`, at most `wait`. `Ok(false)` if one still does.
+    /// Waits until nobody holds the shared lock of `epoch` or of an older one, at most `wait`. `Ok(false)` if somebody
+    /// still does. Keeps the openers' lock, where it is held.
     fn drain(&mut self, epoch: u64, wait: std::time::Duration) -> Result<bool, LedgerError>;
 
-    /// Ends the sessions of this database that hold the shared lock of `epoch`, whoever has them: frozen instances and
-    /// writers. What they had not committed is undone. Returns how many were told to end; [`Fence::drain`] waits.
+    /// Ends the sessions of this database that hold the shared lock of `epoch` or of an older one, whoever has them:
+    /// frozen instances and writers. What they had not committed is undone. Returns how many were told to end;
+    /// [`Fence::drain`] waits.
     fn evict(&mut self, epoch: u64) -> Result<u64, LedgerError>;
 
     /// Writes what is missing of `records` under their epoch, row by row where others are there already.

@@ -188,10 +188,24 @@ impl<A: Append + 'static> Writer<A> {
         self.mailboxes.iter().filter(|m| m.has_mail()).for_each(|m| m.bell().ring());
     }
 
+    /// Answers those who wait for `handoff`: what becomes of its records will not be known in time.
+    fn refuse(&self, handoff: &mut Handoff) {
+        if handoff.acks.is_empty() {
+            return;
+        }
+        let (core, acks) = (handoff.core, std::mem::take(&mut handoff.acks));
+        if let Some(mailbox) = self.mailboxes.get(core) {
+            let records = Records::new(handoff.records.sale, handoff.records.epoch);
+            mailbox.put(Box::new(Handoff { core, records, acks }), false);
+            mailbox.bell().ring();
+        }
+    }
+
     fn pass_on_stale(&self, handoffs: &mut Vec<Box<Handoff>>, current: u64) {
         let mut count = 0;
-        for handoff in handoffs.extract_if(.., |h| h.records.epoch != current) {
+        for mut handoff in handoffs.extract_if(.., |h| h.records.epoch != current) {
             count += handoff.records.len() as u64;
+            self.refuse(&mut handoff);
             let _ = self.stale.send(handoff);
         }
         tracing::warn!(current, count, "records of another epoch");

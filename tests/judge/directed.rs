@@ -70,6 +70,26 @@ fn more_expired_holds_than_a_call_takes_back() {
 }
 
 #[test]
+fn a_users_expired_holds_behind_those_that_a_call_takes_back() {
+    let users = 2 * BOUND + 10;
+    let (mut bench, terms) = opened(10_000, 1);
+    let asked = |from: u64, to: u64, first: u64| -> Vec<_> {
+        (from..to).map(|n| (HoldNumber(first + n), id(&format!("user {n}")), id("i"))).collect()
+    };
+    for (from, to) in [(0, BOUND), (BOUND, users)] {
+        bench.send_checkouts(&terms, 1, asked(from, to, 0));
+    }
+    bench.send_clock(START_MS + 1_000);
+    // The last one's hold has expired with all others, but two calls look at others first.
+    for round in 1..=3 {
+        bench.send_checkouts(&terms, 1, asked(users - 1, users, 1_000 * round));
+    }
+    let replies: Vec<Vec<Told>> = bench.replies().into_iter().skip(2).map(Result::unwrap).collect();
+    assert_eq!(replies[..2], [[Told::Again], [Told::Again]]);
+    assert!(is_held(&replies[2][0]), "{replies:?}");
+}
+
+#[test]
 fn more_purchased_holds_than_a_call_drops() {
     // All but the last are redeemed: whoever is sold out has to hear of the last one's expiry.
     let items = 2 * BOUND + 1;

@@ -3,7 +3,7 @@
 use super::server::Database;
 use super::{batch, eventually};
 use flashsale::domain::RecordKind::Hold;
-use flashsale::ledger::{Append, Fence, LedgerError};
+use flashsale::ledger::{Append, Epoch, Fence, LedgerError};
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_millis(100);
@@ -15,13 +15,21 @@ fn one_raises_and_all_see_it() {
     one.set_identity(1, "run a").unwrap();
     assert_eq!(two.epoch().unwrap().identity, "run a");
     let results: Vec<_> = std::thread::scope(|scope| {
-        let both: Vec<_> = [&mut one, &mut two].map(|ledger| scope.spawn(|| ledger.raise(1))).into_iter().collect();
+        let both: Vec<_> = [&mut one, &mut two].map(|ledger| scope.spawn(|| ledger.raise(1, 2))).into_iter().collect();
         both.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    assert_eq!(results.iter().filter(|result| matches!(result, Ok(2))).count(), 1);
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
     assert_eq!(results.iter().filter(|r| matches!(r, Err(LedgerError::Stale { current: 2 }))).count(), 1);
     let epoch = one.epoch().unwrap();
     assert_eq!((epoch.number, epoch.identity.as_str()), (2, ""));
+    // What is being closed forgets its Redis, and can still be written under.
+    two.raise(2, 9).unwrap();
+    two.set_identity(9, "run b").unwrap();
+    one.announce_closing(9).unwrap();
+    assert_eq!(two.epoch().unwrap(), Epoch { number: 9, identity: String::new() });
+    assert!(matches!(one.announce_closing(8), Err(LedgerError::Stale { current: 9 })));
+    assert!(matches!(one.raise(9, 9), Err(LedgerError::Stale { current: 9 })), "never to itself, nor back");
+    database.append().append(&[&batch(9, Hold, [0])]).unwrap();
     assert!(one.join(1 << 31).unwrap_err().to_string().contains("beyond 31 bits"));
 }
 
@@ -34,7 +42,7 @@ fn draining_waits_for_members() {
     two.join(1).unwrap();
     assert!(one.is_member() && two.is_member());
     assert!(!three.drain(1, SOON).unwrap());
-    assert!(three.drain(2, SOON).unwrap());
+    assert!(!three.drain(2, SOON).unwrap(), "those of an older epoch count too");
     one.leave().unwrap();
     assert!(!one.is_member());
     assert!(!three.drain(1, SOON).unwrap());
@@ -80,7 +88,7 @@ fn a_writers_transaction_is_waited_for() {
     // What a writer's transaction begins with.
     let mut transaction = writer.transaction().unwrap();
     transaction.batch_execute(&format!("SELECT pg_advisory_xact_lock_shared({}, 1)", 0x6673_0002)).unwrap();
-    assert_eq!(ledger.raise(1).unwrap(), 2);
+    ledger.raise(1, 2).unwrap();
     assert!(!ledger.drain(1, SOON).unwrap());
     transaction.commit().unwrap();
     assert!(ledger.drain(1, SOON).unwrap());
@@ -142,7 +150,7 @@ fn who_does_not_let_go_is_evicted() {
     );
     frozen.batch_execute(&begin).unwrap();
     opener.join(2).unwrap();
-    assert_eq!(opener.raise(1).unwrap(), 2);
+    opener.raise(1, 2).unwrap();
     assert!(!opener.drain(1, SOON).unwrap());
     assert_eq!(opener.evict(1).unwrap(), 2);
     assert!(opener.drain(1, Duration::from_secs(5)).unwrap());

@@ -11,6 +11,7 @@ use arc_swap::Cache;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Script calls that are in flight at once. Two to four were best, one was worse: Redis would wait for us.
@@ -73,6 +74,14 @@ pub(super) struct Lane {
     pub(super) shared: Arc<Shared>,
     link: Arc<Link>,
     state: Mutex<State>,
+    seen: Seen,
+}
+
+/// What other threads are told of a lane, without its lock: a core never waits for them.
+#[derive(Default)]
+struct Seen {
+    connected: AtomicBool,
+    undecided: AtomicUsize,
 }
 
 impl State {
@@ -93,7 +102,14 @@ impl Lane {
             latch: None,
             connected: false,
         };
-        Lane { core, shared, link, state: Mutex::new(state) }
+        Lane { core, shared, link, state: Mutex::new(state), seen: Seen::default() }
+    }
+
+    /// Tells the other threads what the state is like, after it changed.
+    fn show(&self, state: &State) {
+        let undecided = state.pending.len() + state.flights.iter().map(|f| f.requests.len()).sum::<usize>();
+        self.seen.undecided.store(undecided, Ordering::Release);
+        self.seen.connected.store(state.connected, Ordering::Release);
     }
 
     /// Decides what the core knows by itself; anything else joins the next call.
@@ -129,6 +145,7 @@ impl Lane {
         if state.pending.len() == 1 && state.flights.len() < MAX_FLIGHTS {
             self.link.wake();
         }
+        self.seen.undecided.fetch_add(1, Ordering::AcqRel);
         None
     }
 
@@ -143,13 +160,14 @@ impl Lane {
         }
     }
 
+    /// Whether requests can be decided. From any thread.
     pub(super) fn is_connected(&self) -> bool {
-        self.state.lock().connected
+        self.seen.connected.load(Ordering::Acquire)
     }
 
+    /// How many requests are not decided. From any thread.
     pub(super) fn undecided(&self) -> usize {
-        let state = self.state.lock();
-        state.pending.len() + state.flights.iter().map(|f| f.requests.len()).sum::<usize>()
+        self.seen.undecided.load(Ordering::Acquire)
     }
 }
 
@@ -269,6 +287,7 @@ impl Protocol for Rider {
         state.latch = None;
         // It may be another server, whose clock differs.
         state.clock = None;
+        self.lane.show(&state);
     }
 
     fn fill(&mut self, out: &mut Vec<u8>) {
@@ -286,13 +305,16 @@ impl Protocol for Rider {
                 Some(sale) => self.send_purchases(&mut state, sale, purchases, out),
             }
         }
+        lane.show(&state);
     }
 
     fn reply(&mut self, reply: Reply<'_>) -> Result<(), String> {
         crate::core::debug_assert_on(self.lane.core);
         let mut state = self.lane.state.lock();
         let Some(flight) = state.flights.pop_front() else { return Err("a reply that nobody asked for".into()) };
-        answer::answer(&self.lane, &mut state, flight, reply)
+        let done = answer::answer(&self.lane, &mut state, flight, reply);
+        self.lane.show(&state);
+        done
     }
 
     fn lost(&mut self, why: &str) {
@@ -304,6 +326,7 @@ impl Protocol for Rider {
         }
         let waiting: Vec<Pending> = state.pending.drain(..).collect();
         answer::refuse(waiting, &mut state);
+        self.lane.show(&state);
         if was_connected {
             tracing::warn!(core = self.lane.core, "the connection to Redis is gone: {why}");
         }

@@ -13,7 +13,8 @@ pub const PURCHASE: &str = include_str!("../../../lua/purchase.lua");
 pub const OPEN: &str = include_str!("../../../lua/open.lua");
 /// Stops a sale's state from selling under an older epoch.
 pub const CLOSE: &str = include_str!("../../../lua/close.lua");
-
+/// Throws away what a closed state holds.
+pub const FORGET: &str = include_str!("../../../lua/forget.lua");
 /// Offers a sale the records of an older epoch.
 pub const OFFER: &str = include_str!("../../../lua/offer.lua");
 

@@ -14,6 +14,14 @@ use tokio_postgres::error::SqlState;
 
 /// How often draining looks: often enough not to add to an outage, seldom enough not to be felt.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
+/// How often it says that the opener is still there: his session ends when nothing is heard of him for three seconds.
+const DRAIN_SIGN: Duration = Duration::from_millis(500);
+
+/// The shared locks of an epoch and of all before it: `$1`. Asking who has them leaves them alone, where trying to take
+/// them would make new ones queue.
+const OLD_LOCKS: &str = "FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2 \
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+    AND classid::bigint = $1 AND objid::bigint <= $2";
 
 impl PostgresLedger {
     /// The epoch in force, when an update found that it is not `expected`.
@@ -92,15 +100,21 @@ impl Fence for PostgresLedger {
         }
     }
 
-    fn raise(&mut self, from: u64) -> Result<u64, LedgerError> {
-        let raised = self.run(async move |wire| {
-            // The new epoch has not been opened on any Redis yet, whoever raised it and whatever becomes of him.
-            const RAISE: &str =
-                "UPDATE ledger_fence SET number = number + 1, identity = '' WHERE number = $1 RETURNING number";
-            let row = wire.client.query_opt(RAISE, &[&signed(from)?]).await?;
-            row.map(|row| number(&row, 0)).transpose()
+    fn announce_closing(&mut self, epoch: u64) -> Result<(), LedgerError> {
+        let changed = self.run(async move |wire| {
+            const ANNOUNCE: &str = "UPDATE ledger_fence SET identity = '' WHERE number = $1";
+            Ok(wire.client.execute(ANNOUNCE, &[&signed(epoch)?]).await?)
         })?;
-        raised.ok_or_else(|| self.stale())
+        if changed == 0 { Err(self.stale()) } else { Ok(()) }
+    }
+
+    fn raise(&mut self, from: u64, to: u64) -> Result<(), LedgerError> {
+        let changed = self.run(async move |wire| {
+            // The new epoch has not been opened on any Redis yet, whoever raised it and whatever becomes of him.
+            const RAISE: &str = "UPDATE ledger_fence SET number = $2, identity = '' WHERE number = $1 AND $2 > $1";
+            Ok(wire.client.execute(RAISE, &[&signed(from)?, &i64::from(epoch_key(to)?)]).await?)
+        })?;
+        if changed == 0 { Err(self.stale()) } else { Ok(()) }
     }
 
     fn set_identity(&mut self, epoch: u64, identity: &str) -> Result<(), LedgerError> {
@@ -112,14 +126,13 @@ impl Fence for PostgresLedger {
     }
 
     fn drain(&mut self, epoch: u64, wait: Duration) -> Result<bool, LedgerError> {
-        let key = epoch_key(epoch)?;
+        let key = i64::from(epoch_key(epoch)?);
         let until = Instant::now() + wait;
+        let mut sign = Instant::now();
         loop {
-            // Tried, never waited for: a waiting exclusive lock makes new shared ones queue behind it, so the writers
-            // would stand still until this gave up. Held for the length of the statement only.
             let free = self.run(async move |wire| {
-                let look = format!("SELECT pg_try_advisory_xact_lock({EPOCH_CLASS}, {key})");
-                Ok(wire.client.query_one(&look, &[]).await?.try_get::<_, bool>(0)?)
+                let look = format!("SELECT NOT EXISTS (SELECT 1 {OLD_LOCKS})");
+                Ok(wire.client.query_one(&look, &[&i64::from(EPOCH_CLASS), &key]).await?.try_get::<_, bool>(0)?)
             })?;
             if free {
                 return Ok(true);
@@ -128,19 +141,19 @@ impl Fence for PostgresLedger {
             if left.is_zero() {
                 return Ok(false);
             }
+            if self.opener.is_some() && sign.elapsed() >= DRAIN_SIGN {
+                self.still_opening()?;
+                sign = Instant::now();
+            }
             std::thread::sleep(DRAIN_LOOK.min(left));
         }
     }
 
     fn evict(&mut self, epoch: u64) -> Result<u64, LedgerError> {
-        let key = epoch_key(epoch)?;
+        let key = i64::from(epoch_key(epoch)?);
         self.run(async move |wire| {
-            let end = format!(
-                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted \
-                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-                 AND classid = {EPOCH_CLASS} AND objid = {key} AND objsubid = 2 AND pid <> pg_backend_pid()"
-            );
-            Ok(wire.client.query(&end, &[]).await?.len() as u64)
+            let end = format!("SELECT pg_terminate_backend(pid) {OLD_LOCKS} AND pid <> pg_backend_pid()");
+            Ok(wire.client.query(&end, &[&i64::from(EPOCH_CLASS), &key]).await?.len() as u64)
         })
     }
 

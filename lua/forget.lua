@@ -1,0 +1,14 @@
+#!lua flags=allow-oom
+-- Throws away what a closed state holds, all of which the ledger has by now, and leaves the fence.
+--
+-- KEYS   1 the sale's state (hash), 2 its queue (list); one hash tag
+-- ARGV   1 the epoch that it was closed for, 2 when the key expires (unix seconds)
+-- Reply  'K' forgotten, 'E <epoch>' it is not closed for this epoch; nothing was changed then
+-- Holds  the state that is built next finds the memory of this one free
+
+local there = redis.call('HMGET', KEYS[1], 'epoch', 'status')
+if there[1] ~= ARGV[1] or there[2] ~= 'closed' then return 'E ' .. tostring(there[1]) end
+redis.call('UNLINK', KEYS[1], KEYS[2])
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'status', 'closed')
+redis.call('EXPIREAT', KEYS[1], ARGV[2])
+return 'K'
