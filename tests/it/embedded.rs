@@ -260,7 +260,7 @@ fn a_full_disk() {
         checkouts.push(Checkout { user, item, told, expires_at: 0 });
     }
     for code in [before, used] {
-        purchases.push(crate::support::history::Redeemed { code, told: Told::Granted("i".into()) });
+        purchases.push(crate::support::history::Redeemed { code, told: Told::Granted("i".into()), at: 0.0 });
     }
     // Nothing that was refused came back: it was undone, and is not on the disk.
     assert_eq!(audit::violations(&checkouts, &purchases, &rows, &terms), Vec::<String>::new());

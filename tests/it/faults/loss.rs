@@ -116,6 +116,24 @@ fn failed_over_and_back() {
 }
 
 #[test]
+fn demoted_under_open_connections() {
+    let mut stack = Stack::on_redis(Redis::start_with(COPIED_AT_ONCE));
+    let replica = Redis::start_with(COPIED_AT_ONCE);
+    let (terms, history) = (plenty(), History::default());
+    let proxy = Proxy::to(stack.redis().addr());
+    let app = with_terms(stack.app().env("REDIS_ADDR", proxy.addr()), &terms).start();
+    replica.replica_of(stack.redis());
+    let ledger = stack.ledger();
+    under_load(&[&app], &history, &ledger, &terms, || {
+        // As a service's name or a floating address does it: nobody cuts what is open.
+        replica.promote();
+        proxy.point(replica.addr());
+        stack.redis().replica_of(&replica);
+    });
+    assert!(app.stderr().contains("the doubt is settled"), "{}", app.stderr());
+}
+
+#[test]
 fn pointed_at_the_promoted_replica() {
     let mut stack = Stack::on_redis(Redis::start_with(COPIED_AT_ONCE));
     let replica = Redis::start_with(COPIED_AT_ONCE);

@@ -7,6 +7,7 @@ mod loss;
 mod network;
 mod postgres_away;
 mod refused;
+mod scarce;
 mod upkeep;
 
 use crate::support::app::{App, Builder};
@@ -93,6 +94,7 @@ fn under_load(apps: &[&App], history: &History, ledger: &Ledger, terms: &Terms, 
     drive(&addrs, history, fault);
     only_harmless_words(history, |_| false);
     codes_still_work(&addrs, history);
+    assert_eq!(audit::refused_good_codes(history), Vec::<String>::new());
     audit::check(history, ledger, terms)
 }
 

@@ -21,6 +21,26 @@ fn a_dead_instances_records_are_written() {
 }
 
 #[test]
+fn what_is_missing_is_written_while_sales_go_on() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let app = with_terms(stack.app(), &terms).start();
+    let ledger = stack.ledger();
+    drive(&[app.addr()], &history, || {
+        // As if an instance had died with them.
+        let mut client = stack.postgres().client();
+        let lost = "DELETE FROM ledger_purchases USING ledger_holds h
+            WHERE ledger_purchases.hold = h.hold AND h.hold % 3 = 0; DELETE FROM ledger_holds WHERE hold % 3 = 0";
+        client.batch_execute(lost).unwrap();
+        poll("what was missing", GOING_ON * 4, || {
+            assert!(sells(&history, 10) < GOING_ON);
+            app.stderr().contains("written to the ledger by reconciliation").then_some(())
+        });
+    });
+    audit::check(&history, &ledger, &terms);
+}
+
+#[test]
 fn an_ended_sale_is_settled_however_late() {
     let mut stack = Stack::new(Mode::Distributed);
     let (terms, history) = (plenty(), History::default());

@@ -184,6 +184,22 @@ fn limits_hold(rows: &Rows, terms: &Terms, found: &mut Vec<String>) {
     }
 }
 
+/// Codes that were granted here, were refused before their time was over, and had not been redeemed: in words. Only a code
+/// whose hold was lost for good may be.
+pub fn refused_good_codes(history: &History) -> Vec<String> {
+    let expires: HashMap<String, u64> = history
+        .checkouts()
+        .into_iter()
+        .filter_map(|checkout| match checkout.told {
+            Told::Granted(code) => Some((code, checkout.expires_at)),
+            _ => None,
+        })
+        .collect();
+    let is_good = |p: &Redeemed| expires.get(&p.code).is_some_and(|expires_at| p.at < *expires_at as f64);
+    let refused = |p: &Redeemed| matches!(p.told, Told::Refused(..)) && is_good(p);
+    history.purchases().iter().filter(|p| refused(p)).map(|p| format!("a good code was refused: {p:?}")).collect()
+}
+
 /// A map of `pairs`, each key of which must be there once.
 fn unique<K: Eq + Hash + Copy + Debug, V>(
     pairs: impl Iterator<Item = (K, V)>,

@@ -31,6 +31,12 @@ pub fn quiet_at(now: u64) -> u64 {
     (80_000..=86_400).rev().find(quiet).expect("some length has no edge now")
 }
 
+/// A length with which the sale that is on ends in so many seconds.
+pub fn sale_seconds_ending_in(seconds: std::ops::Range<u64>) -> u64 {
+    let now = since_epoch().as_secs();
+    (seconds.end..1000).find(|length| seconds.contains(&(length - now % length))).expect("some length ends then")
+}
+
 fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970")
 }

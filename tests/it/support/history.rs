@@ -39,6 +39,8 @@ pub struct Redeemed {
     pub code: String,
     /// The answer.
     pub told: Told,
+    /// When it was answered, unix seconds.
+    pub at: f64,
 }
 
 /// Everything that was asked and told.
@@ -127,7 +129,8 @@ impl Shopper<'_> {
     /// Purchases.
     pub fn purchase(&mut self, code: &str) -> Told {
         let told = told(self.client.send_request("POST", &format!("/purchase?code={code}")), "item_id");
-        self.history.add_purchase(Redeemed { code: code.to_owned(), told: told.clone() });
+        let at = super::clock::now();
+        self.history.add_purchase(Redeemed { code: code.to_owned(), told: told.clone(), at });
         told
     }
 

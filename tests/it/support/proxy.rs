@@ -53,8 +53,13 @@ impl Proxy {
 
     /// Ends all connections; new ones lead to `target`.
     pub fn switch(&self, target: SocketAddr) {
-        *self.weather.target.lock().unwrap() = target;
+        self.point(target);
         self.weather.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// New connections lead to `target`; those that are open stay.
+    pub fn point(&self, target: SocketAddr) {
+        *self.weather.target.lock().unwrap() = target;
     }
 
     /// Passes nothing on, in either direction, until told otherwise; nothing is lost.

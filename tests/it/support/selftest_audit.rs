@@ -30,7 +30,7 @@ fn bought(user: &str, code: &str, at_ms: u64) -> Purchase {
 }
 
 fn redeemed(code: &str, told: Told) -> Redeemed {
-    Redeemed { code: code.into(), told }
+    Redeemed { code: code.into(), told, at: 0.0 }
 }
 
 const T: u64 = 1_000_000;

@@ -1,0 +1,161 @@
+//! A stock that sells out across a fault: whatever is lost, no item is sold twice and no promise is broken.
+
+use super::*;
+use crate::support::process::local;
+use crate::support::proxy::Proxy;
+use crate::support::servers::{Mode, Redis, Stack};
+
+/// How long it may take until all is sold and known to be.
+const SOLD_OUT: Duration = Duration::from_secs(20);
+
+fn scarce(items: u64) -> Terms {
+    Terms { items, user_limit: 20, ..plenty() }
+}
+
+/// Shoppers purchase all that they can get, without a pause. When two thirds are gone `fault` happens; ends when each
+/// instance says that nothing is left.
+fn sell_out(addrs: &[SocketAddr], history: &History, terms: &Terms, fault: impl FnOnce()) {
+    let step = |shopper: &mut Shopper<'_>| {
+        match shopper.checkout(&format!("u{}", fastrand::u32(..4000)), "i") {
+            Told::Granted(code) => drop(decided(|| shopper.purchase(&code))),
+            // Nobody to buy from, or nothing: some pace keeps the history small.
+            _ => std::thread::sleep(Duration::from_millis(5)),
+        }
+        true
+    };
+    load(addrs, 8, history, step, |stop| {
+        // A checkout and a purchase each.
+        poll("sales", SOLD_OUT, || (history.granted() > terms.items * 4 / 3).then_some(()));
+        fault();
+        for addr in addrs {
+            let sold_out = Told::Refused(409, "sold_out".into());
+            poll("the last item", SOLD_OUT, || (probe(*addr, history).0 == sold_out).then_some(()));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+/// All that was promised is in the ledger, within the stock, and nothing is kept apart.
+fn all_is_kept(stack: &mut Stack, history: &History, terms: &Terms) {
+    let rows = audit::check(history, &stack.ledger(), terms);
+    assert!(rows.purchases.len() as u64 <= terms.items, "{} of {}", rows.purchases.len(), terms.items);
+    assert_eq!(misfits(stack), 0);
+    assert_eq!(audit::refused_good_codes(history), Vec::<String>::new());
+}
+
+fn misfits(stack: &mut Stack) -> i64 {
+    stack.postgres().client().query_one("SELECT count(*) FROM ledger_misfits", &[]).unwrap().get(0)
+}
+
+#[test]
+fn wiped_with_two_instances_one_of_them_far_from_postgres() {
+    let mut stack = Stack::alone(Mode::Distributed);
+    let (terms, history) = (scarce(3_000), History::default());
+    let postgres = Proxy::to(local(stack.postgres().port()));
+    let dsn = stack.postgres().dsn_at(postgres.addr().port());
+    let near = with_terms(stack.app(), &terms).start();
+    let far = with_terms(stack.app().env("POSTGRES_DSN", dsn), &terms).start();
+    // It has records on their way at any time.
+    postgres.delay(Duration::from_millis(60));
+    sell_out(&[near.addr(), far.addr()], &history, &terms, || stack.redis().wipe());
+    all_is_kept(&mut stack, &history, &terms);
+}
+
+#[test]
+fn restarted_without_its_last_second() {
+    let durable = ["--appendonly", "yes", "--appendfsync", "no", "--auto-aof-rewrite-percentage", "0"];
+    let mut stack = Stack::on_redis(Redis::start_with(&durable));
+    let (terms, history) = (scarce(2_000), History::default());
+    let apps = [with_terms(stack.app(), &terms).start(), with_terms(stack.app(), &terms).start()];
+    sell_out(&apps.each_ref().map(App::addr), &history, &terms, || {
+        let redis = stack.redis();
+        redis.kill();
+        redis.cut_append_only_file(40_000);
+        redis.restart();
+    });
+    all_is_kept(&mut stack, &history, &terms);
+}
+
+#[test]
+fn failed_over() {
+    let copied = ["--appendonly", "no", "--repl-diskless-sync-delay", "0"];
+    let mut stack = Stack::on_redis(Redis::start_with(&copied));
+    let replica = Redis::start_with(&copied);
+    let (terms, history) = (scarce(2_000), History::default());
+    let proxy = Proxy::to(stack.redis().addr());
+    let app = with_terms(stack.app().env("REDIS_ADDR", proxy.addr()), &terms).start();
+    replica.replica_of(stack.redis());
+    sell_out(&[app.addr()], &history, &terms, || {
+        // From here on the replica misses what the master decides.
+        replica.promote();
+        sells(&history, 200);
+        proxy.switch(replica.addr());
+    });
+    all_is_kept(&mut stack, &history, &terms);
+}
+
+#[test]
+fn rebuilt_where_memory_is_short() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (Terms { hold_seconds: 3600, ..scarce(9_000) }, History::default());
+    let app = with_terms(stack.app(), &terms).start();
+    let take = |shopper: &mut Shopper<'_>| {
+        shopper.checkout(&format!("u{}-{}", shopper.number, shopper.round), &"i".repeat(60));
+        shopper.round < 999
+    };
+    load(&[app.addr()], 8, &history, take, |_| {});
+    let before = history.codes().len();
+    assert!(before >= 7_990, "{before}");
+    // There is no room for a second state beside the first, and a reason to build one.
+    let info: String = redis::cmd("INFO").arg("memory").query(&mut stack.redis().connection()).unwrap();
+    let used: u64 = info.lines().find_map(|l| l.strip_prefix("used_memory:")).unwrap().trim().parse().unwrap();
+    stack.redis().run(&["CONFIG", "SET", "maxmemory", &(used + 700_000).to_string()]);
+    let state = format!("{{sale:{}}}:state", clock::sale(terms.sale_seconds));
+    stack.redis().run(&["HSET", &state, "epoch", "7"]);
+    sells_at(app.addr(), &history);
+    stack.redis().run(&["CONFIG", "SET", "maxmemory", "0"]);
+    codes_still_work(&[app.addr()], &history);
+    audit::check(&history, &stack.ledger(), &terms);
+}
+
+#[test]
+fn late_purchases_of_an_ended_sale_are_counted() {
+    let mut stack = Stack::new(Mode::Distributed);
+    // Long enough for all of this, and then it has to end.
+    let sale_seconds = clock::sale_seconds_ending_in(15..18);
+    let terms = Terms { items: 300, user_limit: 300, sale_seconds, hold_seconds: 60 };
+    let history = History::default();
+    let postgres = Proxy::to(local(stack.postgres().port()));
+    let dsn = stack.postgres().dsn_at(postgres.addr().port());
+    let sale = clock::sale(terms.sale_seconds);
+    let late = with_terms(stack.app().env("POSTGRES_DSN", dsn), &terms).start();
+    let other = with_terms(stack.app(), &terms).start();
+    let buy = |shopper: &mut Shopper<'_>, count: usize| {
+        for _ in 0..count {
+            if let Told::Granted(code) = decided(|| shopper.checkout("u", "i")).0 {
+                decided(|| shopper.purchase(&code));
+            }
+        }
+    };
+    postgres.hold(true);
+    ask(late.addr(), &history, |shopper| buy(shopper, 300));
+    stack.redis().wipe();
+    sells_at(other.addr(), &history);
+    // Nobody else knows of the 300, so most of them are sold once more; not all, so that some of the late ones fit.
+    ask(other.addr(), &history, |shopper| buy(shopper, 249));
+    let end = sale + terms.sale_seconds;
+    poll("the sale's end", Duration::from_secs(25), || (clock::now() > end as f64 + 0.5).then_some(()));
+    // And the state is gone too.
+    stack.redis().run(&["DEL", &format!("{{sale:{sale}}}:state"), &format!("{{sale:{sale}}}:queue")]);
+    postgres.hold(false);
+    poll("the late records", GOING_ON * 3, || late.stderr().contains("late records are settled").then_some(()));
+    let count = |sql: &str, stack: &mut Stack| {
+        stack.postgres().client().query_one(sql, &[&sale.cast_signed()]).unwrap().get::<_, i64>(0)
+    };
+    poll("all late records", GOING_ON * 2, || {
+        let misfits = count("SELECT count(*) FROM ledger_misfits WHERE kind = 'purchase' AND sale_id = $1", &mut stack);
+        let sold = count("SELECT count(*) FROM purchases WHERE sale_id = $1", &mut stack);
+        (sold + misfits == 549).then_some(())
+    });
+    assert_eq!(count("SELECT count(*) FROM purchases WHERE sale_id = $1", &mut stack), 300);
+}
