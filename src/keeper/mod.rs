@@ -6,6 +6,7 @@
 pub mod calendar;
 pub mod distributed;
 pub mod embedded;
+mod layout;
 pub mod merge;
 mod offer;
 mod opening;

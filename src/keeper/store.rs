@@ -1,8 +1,9 @@
 //! Sales' states in Redis, for plain threads: reading, building, opening, closing.
 //!
-//! Owns the keeper's connection and the layout of a state, which `lua/checkout.lua` describes. Refuses to decide when
-//! anything of it is to happen.
+//! Owns the keeper's connection, and the steps in which a state comes and goes. Refuses to decide when anything of it
+//! is to happen.
 
+use super::layout::{entry_expires_ms, queue_entry, read_record, write_record};
 use super::merge::{Known, Place, Rebuilt};
 use crate::domain::{Id, SaleId, Terms};
 use crate::inventory::identity;
@@ -285,7 +286,7 @@ impl Store {
             let mut push = cmd("RPUSH");
             push.arg(queue);
             for (number, (known, _)) in chunk {
-                push.arg([format!("{number}:{}:", known.expires_ms).as_bytes(), known.user.as_bytes()].concat());
+                push.arg(queue_entry(**number, known));
             }
             self.add(push, queue)?;
             alive()?;
@@ -348,7 +349,8 @@ impl Store {
             let now_ms = reply.strip_prefix("K ").and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
             let head: Option<Vec<u8>> = self.ask(cmd("LINDEX").arg(queue_key(terms.sale)).arg(0))?;
             let expires_ms = head.as_deref().and_then(entry_expires_ms);
-            if !now_ms.zip(expires_ms).is_some_and(|(now_ms, expires_ms)| expires_ms <= now_ms) {
+            let due = now_ms.zip(expires_ms).is_some_and(|(now_ms, expires_ms)| expires_ms <= now_ms);
+            if !due {
                 return Ok(());
             }
         }
@@ -380,61 +382,5 @@ impl Built {
         let nonce = fastrand::u64(..);
         let name = |key: String| format!("{key}:build:{epoch}:{nonce:x}");
         Built { terms: *terms, epoch, state: name(state_key(terms.sale)), queue: name(queue_key(terms.sale)) }
-    }
-}
-
-/// When the hold of a queue's entry expires: `<number>:<expires>:<user>`.
-fn entry_expires_ms(entry: &[u8]) -> Option<u64> {
-    std::str::from_utf8(entry.split(|byte| *byte == b':').nth(1)?).ok()?.parse().ok()
-}
-
-fn write_record(known: &Known, place: Place) -> Vec<u8> {
-    let mark = match place {
-        Place::Held => 'H',
-        Place::Expired => 'X',
-        Place::Purchased => 'P',
-    };
-    let (user, item) = (known.user.as_bytes(), known.item.as_bytes());
-    let purchased_ms = known.purchased_ms.unwrap_or(0);
-    let head = format!("{mark}{}:{}:{purchased_ms}:{}:", known.taken_ms, known.expires_ms, user.len());
-    [head.as_bytes(), user, item].concat()
-}
-
-/// Reads a hold's record; `None` if it is not one.
-fn read_record(record: &[u8]) -> Option<Known> {
-    let (mark, rest) = record.split_first()?;
-    let mut parts = rest.splitn(5, |byte| *byte == b':');
-    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
-    let (taken_ms, expires_ms, purchased_ms, user_len) = (number()?, number()?, number()?, number()?);
-    let (user, item) = parts.next()?.split_at_checked(usize::try_from(user_len).ok()?)?;
-    let purchased_ms = match mark {
-        b'P' => Some(purchased_ms),
-        b'H' | b'X' => None,
-        _ => return None,
-    };
-    let (user, item) = (Id::from_bytes(user).ok()?, Id::from_bytes(item).ok()?);
-    Some(Known { user, item, taken_ms, expires_ms, purchased_ms })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn records_read_as_written() {
-        let known = Known {
-            user: "a:b".parse().unwrap(),
-            item: "c:é:".parse().unwrap(),
-            taken_ms: 5,
-            expires_ms: 6,
-            purchased_ms: Some(7),
-        };
-        assert_eq!(write_record(&known, Place::Purchased), "P5:6:7:3:a:bc:é:".as_bytes());
-        assert_eq!(read_record(&write_record(&known, Place::Purchased)), Some(known));
-        let held = Known { purchased_ms: None, ..known };
-        assert_eq!(read_record(&write_record(&held, Place::Expired)), Some(held));
-        for bad in ["", "P", "Z5:6:7:1:ab", "H5:6:7:9:ab", "H5:6:x:1:ab", "H5:6:0:1:a"] {
-            assert_eq!(read_record(bad.as_bytes()), None, "{bad}");
-        }
     }
 }

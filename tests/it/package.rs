@@ -13,7 +13,9 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 fn loadtest(scratch: &Path) -> Command {
-    let mut command = process::command(&root().join("wrk/loadtest.sh"), "KILL", None);
+    // Where the tests run in the background, SIGINT is ignored, and a shell that is born so cannot change it.
+    let mut command = process::command(Path::new("env"), "KILL", None);
+    command.arg("--default-signal=INT").arg(root().join("wrk/loadtest.sh"));
     for name in ["HOST", "POSTGRES_DSN", "DATA_DIR"] {
         command.env_remove(name);
     }
@@ -84,7 +86,7 @@ fn a_load_test_that_cannot_be_made_says_why() {
     let (bare, empty) = (scratch.path().join("bin"), scratch.path().join("empty"));
     std::fs::create_dir(&bare).unwrap();
     std::fs::create_dir(&empty).unwrap();
-    for program in ["bash", "dirname", "printenv"] {
+    for program in ["bash", "dirname", "env", "printenv"] {
         symlink(process::in_path(program).unwrap(), bare.join(program)).unwrap();
     }
     let closed = process::local(process::free_port()).to_string();

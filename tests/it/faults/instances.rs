@@ -69,6 +69,28 @@ fn an_opener_frozen_in_the_middle() {
 }
 
 #[test]
+fn an_opener_that_died_before_a_sale_was_in_place() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let app = with_terms(stack.app(), &terms).start();
+    let ledger = stack.ledger();
+    let mut client = stack.postgres().client();
+    under_load(&[&app], &history, &ledger, &terms, || {
+        // One more than those that are opened ahead: noted as opened, and nothing of it in Redis.
+        let noted =
+            "INSERT INTO sales SELECT (extract(epoch FROM ends_at))::bigint, items, user_limit, hold_ms, ends_at,
+            ends_at + (ends_at - starts_at), true FROM sales ORDER BY sale_id DESC LIMIT 1 RETURNING sale_id";
+        let sale: i64 = client.query_one(noted, &[]).unwrap().get(0);
+        let mut redis = stack.redis().connection();
+        poll("the sale's state", GOING_ON, || {
+            redis::cmd("EXISTS").arg(format!("{{sale:{sale}}}:state")).query::<bool>(&mut redis).unwrap().then_some(())
+        });
+    });
+    assert_eq!(fence(&mut stack).0, 1, "nothing was in doubt: {}", app.stderr());
+    assert!(!app.stderr().contains("selling stops"), "{}", app.stderr());
+}
+
+#[test]
 fn a_frozen_instance_holds_nobody_up() {
     let mut stack = Stack::new(Mode::Distributed);
     let (terms, history) = (plenty(), History::default());

@@ -25,6 +25,30 @@ fn replies_cut_in_the_middle() {
 }
 
 #[test]
+fn what_a_lost_answer_took_comes_back() {
+    let (terms, history) = (Terms { items: 30, user_limit: 30, hold_seconds: 3, ..plenty() }, History::default());
+    let (stack, proxy, app) = behind_a_proxy(&terms);
+    let take = |shopper: &mut Shopper<'_>| match shopper.checkout("u", "i") {
+        Told::Granted(code) => shopper.purchase(&code),
+        told => told,
+    };
+    for nth in 0..3 {
+        proxy.cut_replies(1);
+        assert!(matches!(ask(app.addr(), &history, take), Told::Lost(_)), "the {nth}th");
+        assert_eq!(proxy.cuts_left(), 0, "it was decided, and the answer was lost");
+        sells_at(app.addr(), &history);
+    }
+    // Each item is sold once, those of the lost answers and of the probes too when their time is over.
+    poll("the last item", Duration::from_secs(20), || {
+        ask(app.addr(), &history, take);
+        (stack.ledger().rows().purchases.len() as u64 == terms.items).then_some(())
+    });
+    let told = decided(|| ask(app.addr(), &history, take)).0;
+    assert_eq!(told, Told::Refused(409, "sold_out".into()));
+    audit::check(&history, &stack.ledger(), &terms);
+}
+
+#[test]
 fn slow_replies() {
     let (terms, history) = (plenty(), History::default());
     let (stack, proxy, app) = behind_a_proxy(&terms);

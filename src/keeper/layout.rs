@@ -1,0 +1,69 @@
+//! What a sale's state in Redis is made of, as `lua/checkout.lua` describes it: pure.
+
+use super::merge::{Known, Place};
+use crate::domain::Id;
+
+/// An entry of the queue: `<number>:<expires>:<user>`.
+pub(super) fn queue_entry(number: u64, known: &Known) -> Vec<u8> {
+    [format!("{number}:{}:", known.expires_ms).as_bytes(), known.user.as_bytes()].concat()
+}
+
+/// When the hold of a queue's entry expires, unix milliseconds.
+pub(super) fn entry_expires_ms(entry: &[u8]) -> Option<u64> {
+    std::str::from_utf8(entry.split(|byte| *byte == b':').nth(1)?).ok()?.parse().ok()
+}
+
+/// A hold's record.
+pub(super) fn write_record(known: &Known, place: Place) -> Vec<u8> {
+    let mark = match place {
+        Place::Held => 'H',
+        Place::Expired => 'X',
+        Place::Purchased => 'P',
+    };
+    let (user, item) = (known.user.as_bytes(), known.item.as_bytes());
+    let purchased_ms = known.purchased_ms.unwrap_or(0);
+    let head = format!("{mark}{}:{}:{purchased_ms}:{}:", known.taken_ms, known.expires_ms, user.len());
+    [head.as_bytes(), user, item].concat()
+}
+
+/// Reads a hold's record; `None` if it is not one.
+pub(super) fn read_record(record: &[u8]) -> Option<Known> {
+    let (mark, rest) = record.split_first()?;
+    let mut parts = rest.splitn(5, |byte| *byte == b':');
+    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
+    let (taken_ms, expires_ms, purchased_ms, user_len) = (number()?, number()?, number()?, number()?);
+    let (user, item) = parts.next()?.split_at_checked(usize::try_from(user_len).ok()?)?;
+    let purchased_ms = match mark {
+        b'P' => Some(purchased_ms),
+        b'H' | b'X' => None,
+        _ => return None,
+    };
+    let (user, item) = (Id::from_bytes(user).ok()?, Id::from_bytes(item).ok()?);
+    Some(Known { user, item, taken_ms, expires_ms, purchased_ms })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_read_as_written() {
+        let known = Known {
+            user: "a:b".parse().unwrap(),
+            item: "c:é:".parse().unwrap(),
+            taken_ms: 5,
+            expires_ms: 6,
+            purchased_ms: Some(7),
+        };
+        assert_eq!(write_record(&known, Place::Purchased), "P5:6:7:3:a:bc:é:".as_bytes());
+        assert_eq!(read_record(&write_record(&known, Place::Purchased)), Some(known));
+        let held = Known { purchased_ms: None, ..known };
+        assert_eq!(read_record(&write_record(&held, Place::Expired)), Some(held));
+        assert_eq!(queue_entry(9, &known), b"9:6:a:b");
+        assert_eq!(entry_expires_ms(&queue_entry(9, &known)), Some(6));
+        assert_eq!(entry_expires_ms(b"9"), None);
+        for bad in ["", "P", "Z5:6:7:1:ab", "H5:6:7:9:ab", "H5:6:x:1:ab", "H5:6:0:1:a"] {
+            assert_eq!(read_record(bad.as_bytes()), None, "{bad}");
+        }
+    }
+}
