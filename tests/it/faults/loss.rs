@@ -158,3 +158,29 @@ fn without_its_scripts() {
     });
     assert!(!app.stderr().contains("rebuilding"), "scripts are merely loaded: {}", app.stderr());
 }
+
+#[test]
+fn purchases_that_the_ledger_acknowledged_outlive_everything_else() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let mut app = with_terms(stack.app(), &terms).env("PURCHASE_ACK", "ledger").start();
+    load(&[app.addr()], SHOPPERS, &history, shop, |stop| {
+        sells(&history, 300);
+        // The instance with all that it had not written, and Redis with all that it knew.
+        app.kill();
+        stack.redis().kill();
+        stop.store(true, Ordering::Relaxed);
+    });
+    stack.redis().restart();
+    let app = with_terms(stack.app(), &terms).env("PURCHASE_ACK", "ledger").start();
+    let bought: HashSet<String> = stack.ledger().rows().purchases.into_iter().map(|row| row.code).collect();
+    let told = history.purchases().into_iter().filter(|p| matches!(p.told, Told::Granted(_) | Told::Already(_)));
+    let told: Vec<String> = told.map(|p| p.code).collect();
+    assert!(told.len() > 50, "{}", told.len());
+    let missing: Vec<&String> = told.iter().filter(|code| !bought.contains(*code)).collect();
+    assert_eq!(missing, Vec::<&String>::new());
+    for code in told.iter().step_by(told.len() / 20) {
+        let told = decided(|| ask(app.addr(), &history, |shopper| shopper.purchase(code))).0;
+        assert!(matches!(told, Told::Already(_)), "{told:?}");
+    }
+}
