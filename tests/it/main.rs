@@ -10,6 +10,7 @@ mod api;
 mod catalog;
 mod docs;
 mod embedded;
+mod exhaustion;
 mod faults;
 mod http_raw;
 mod lifecycle;
