@@ -1,10 +1,15 @@
 //! How an instance ends and comes back: what was answered stays true.
 
+use crate::support::app::{App, Failure};
 use crate::support::audit::{self, Terms};
 use crate::support::clock;
 use crate::support::history::{History, Shopper, Told, load};
-use crate::support::process::poll;
+use crate::support::process::{self, poll};
 use crate::support::servers::{Mode, Stack};
+use rustix::process::Signal;
+use std::fs::File;
+use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -21,7 +26,7 @@ fn sigint_under_load(mode: Mode) {
     end_under_load(mode, |app| app.interrupt());
 }
 
-fn end_under_load(mode: Mode, end: impl FnOnce(&mut crate::support::app::App) -> i32) {
+fn end_under_load(mode: Mode, end: impl FnOnce(&mut App) -> i32) {
     let stack = Stack::alone(mode);
     let sale_seconds = clock::quiet_sale_seconds();
     let terms = Terms { items: 1_000_000, user_limit: 1_000_000, sale_seconds, hold_seconds: 3600 };
@@ -108,4 +113,34 @@ fn what_the_end_leaves_is_reconciled() {
     let mut client = app.client();
     assert_eq!(client.purchase(&codes[0]).error(), "already_purchased");
     assert_eq!(client.purchase(&codes[1]).status, 200);
+}
+
+/// Nothing is sold yet, so there is nothing to be finished: a signal ends the process at once.
+#[test]
+fn a_signal_while_starting() {
+    let check = |ended: Failure, name: &str| {
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        assert!(ended.elapsed < Duration::from_secs(1), "{:?}", ended.elapsed);
+        let last = ended.stderr.lines().last().unwrap_or_default();
+        assert!(last.contains(name) && last.contains("while starting"), "{}", ended.stderr);
+    };
+    let dir = process::temp_dir();
+    let catalog = dir.path().join("catalog");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &catalog, rustix::fs::Mode::RWXU).unwrap();
+    let mut writer: Option<File> = None;
+    let reads = || {
+        // A pipe can be opened like this as soon as somebody reads from it.
+        let flags = rustix::fs::OFlags::NONBLOCK.bits().try_into().unwrap();
+        writer = Some(poll("a reader of the catalogue", Duration::from_secs(10), || {
+            File::options().write(true).custom_flags(flags).open(&catalog).ok()
+        }));
+    };
+    let app = App::builder().env("CATALOG_FILE", catalog.display());
+    check(app.signal_while_starting(Signal::TERM, reads), "SIGTERM");
+
+    let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let dsn = format!("host=127.0.0.1 port={} user=u dbname=d", silent.local_addr().unwrap().port());
+    let app = App::builder().env("REDIS_ADDR", silent.local_addr().unwrap()).env("POSTGRES_DSN", dsn);
+    let mut asked = None;
+    check(app.signal_while_starting(Signal::INT, || asked = silent.accept().ok()), "SIGINT");
 }

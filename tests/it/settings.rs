@@ -87,6 +87,27 @@ fn servers_that_cannot_be_reached_are_named() {
 }
 
 #[test]
+fn silent_servers_are_named() {
+    let mut stack = Stack::new(Mode::Distributed);
+    // The kernel accepts for them, and nobody ever answers.
+    let silent = [(); 2].map(|()| TcpListener::bind(("127.0.0.1", 0)).unwrap());
+    let [one, two] = silent.each_ref().map(|listener| listener.local_addr().unwrap());
+    check(&stack.app().env("REDIS_ADDR", one), "a silent Redis", &["REDIS_ADDR", &one.to_string(), "no answer within"]);
+    let dsn = |hosts: &str, ports: String| format!("host={hosts} port={ports} user=postgres dbname=flashsale");
+    let port = one.port().to_string();
+    let app = stack.app().env("POSTGRES_DSN", dsn("127.0.0.1", port.clone()));
+    check(&app, "a silent Postgres", &["POSTGRES_DSN", &port, " within "]);
+    let both = format!("{port},{}", two.port());
+    let app = stack.app().env("POSTGRES_DSN", dsn("127.0.0.1,127.0.0.1", both.clone()));
+    check(&app, "two silent hosts", &["POSTGRES_DSN", &both, "no answer within"]);
+    let app = app.env("REDIS_ADDR", two);
+    check(&app, "nobody answers", &["REDIS_ADDR", &two.to_string(), "no answer within"]);
+    // A start that failed has used up no instance number: those are for ever.
+    let used: bool = stack.postgres().client().query_one("SELECT is_called FROM instances", &[]).unwrap().get(0);
+    assert!(!used);
+}
+
+#[test]
 fn secrets_are_not_printed() {
     let port = process::free_port();
     let base = App::builder()

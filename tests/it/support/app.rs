@@ -76,6 +76,18 @@ impl Builder {
         Failure { code: exit_code(status), stderr: stderr.finish(), elapsed }
     }
 
+    /// Starts one that cannot go on, and sends it `signal` once it is `waiting`.
+    pub fn signal_while_starting(&self, signal: Signal, waiting: impl FnOnce()) -> Failure {
+        let dir = process::temp_dir();
+        let mut command = self.command(process::free_port(), process::free_port(), dir.path());
+        let mut program = Program::start("flashsale", &mut command, None);
+        let stderr = Captured::of(&mut program);
+        waiting();
+        let begun = Instant::now();
+        let status = program.end(signal, STOP);
+        Failure { code: exit_code(status), elapsed: begun.elapsed(), stderr: stderr.finish() }
+    }
+
     fn command(&self, port: u16, admin: u16, dir: &Path) -> Command {
         let binary = self.binary.as_deref().unwrap_or(Path::new(env!("CARGO_BIN_EXE_flashsale")));
         let mut command = process::command(binary, "KILL", None);
@@ -92,7 +104,7 @@ pub struct Failure {
     pub code: i32,
     /// What it wrote to stderr.
     pub stderr: String,
-    /// How long it took.
+    /// How long it took, from the start or the signal.
     pub elapsed: Duration,
 }
 
