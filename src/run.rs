@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, Sender};
 use flashsale::admin::Admin;
 use flashsale::catalog::Catalog;
 use flashsale::code::Codes;
-use flashsale::config::{Backends, Config, PurchaseAck};
+use flashsale::config::{ADMIN_CONNECTIONS, Backends, Config, PurchaseAck};
 use flashsale::core::{Bell, Cores, Ticker};
 use flashsale::http::server::{self, Server};
 use flashsale::inventory::embedded::{self, EmbeddedInventory};
@@ -36,8 +36,6 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(50);
 /// How long an answer may take that waits for the ledger. A disk may be slow for seconds.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(5);
-/// Tools that look at health and metrics at once.
-const ADMIN_CONNECTIONS: usize = 64;
 /// How long the cores' connections may take before the first request is accepted. Without them it is answered 503.
 const READY: Duration = Duration::from_secs(1);
 /// How long open connections get for the answers that they wait for, once the process is to end.
@@ -95,7 +93,8 @@ pub fn run(config: Config) -> Result<ExitCode, String> {
     start_mail(cores, mailboxes, &running.inventory).map_err(|e| format!("starting: {e}"))?;
     signals.selling();
     announce(&config, &running, server.address());
-    tracing::info!("{}: stopping", signals.wait());
+    let signal = signals.wait();
+    tracing::info!("{signal}: stopping");
     Ok(stop(cores, running, &shop, &server))
 }
 
