@@ -23,7 +23,7 @@ use flashsale::redis::target::Target;
 use flashsale::service::Shop;
 use reach::{REACH, ask};
 use signals::Signals;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -70,8 +70,8 @@ pub fn run(config: Config) -> Result<ExitCode, String> {
         None => Catalog::generated(""),
         Some(path) => Catalog::from_file(path).map_err(|e| format!("CATALOG_FILE: {e}"))?,
     };
-    let listener = listen(config.address, "SERVER_PORT, BIND_ADDR")?;
-    let admin_listener = listen(config.admin_address, "ADMIN_ADDR")?;
+    let listener = bind(config.address, "SERVER_PORT, BIND_ADDR")?;
+    let admin_listener = bind(config.admin_address, "ADMIN_ADDR")?;
     let cores = Cores::start(config.workers).map_err(|e| format!("WORKERS: {e}"))?;
     let mailboxes = mailboxes(cores).map_err(|e| format!("starting: {e}"))?;
     let running = match config.backends {
@@ -86,19 +86,19 @@ pub fn run(config: Config) -> Result<ExitCode, String> {
     }
     let shop = Shop::new(running.inventory.clone(), running.codes.clone(), catalog, running.patience);
     let shop = Arc::new(shop);
+    start_mail(cores, mailboxes, &running.inventory).map_err(|e| format!("starting: {e}"))?;
     let server = Server::start(cores, listener, shop.clone(), config.max_connections);
     let server = Arc::new(server.map_err(|e| format!("SERVER_PORT: {e}"))?);
     let admin = start_admin(cores, admin_listener, &running, &server).map_err(|e| format!("ADMIN_ADDR: {e}"))?;
     start_ticks(cores, &server, &admin, &running.inventory).map_err(|e| format!("starting: {e}"))?;
-    start_mail(cores, mailboxes, &running.inventory).map_err(|e| format!("starting: {e}"))?;
     signals.selling();
-    announce(&config, &running, server.address());
+    announce(&config, &running, server.address(), admin.address());
     let signal = signals.wait();
     tracing::info!("{signal}: stopping");
     Ok(stop(cores, running, &shop, &server))
 }
 
-fn listen(address: SocketAddr, names: &str) -> Result<OwnedFd, String> {
+fn bind(address: SocketAddr, names: &str) -> Result<OwnedFd, String> {
     server::bind(address).map_err(|e| format!("{names}: cannot listen on {address}: {e}"))
 }
 
@@ -295,13 +295,18 @@ fn start_mail(cores: Cores, mailboxes: Arc<Vec<Mailbox>>, inventory: &Arc<dyn In
     Ok(())
 }
 
-fn announce(config: &Config, running: &Running, address: SocketAddr) {
-    let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
+fn announce(config: &Config, running: &Running, address: SocketAddr, admin: SocketAddr) {
+    let here = match address.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
     tracing::info!(
-        "selling on {address} with {} workers: {}. Try: curl -X POST 'http://{host}:{}/checkout?user_id=me&id=1'",
+        "selling on {address} with {} workers, health and metrics on {admin}: {}. \
+         Try: curl -X POST 'http://{}/checkout?user_id=me&id=1'",
         config.workers,
         running.what,
-        address.port(),
+        SocketAddr::new(here, address.port()),
     );
 }
 

@@ -63,19 +63,19 @@ struct AcceptorWaker {
     paused: Arc<AtomicBool>,
 }
 
-/// Binds the listening socket. Separate from [`Server::start`], so that a taken port is known before anything runs.
+/// Binds the socket. Separate from [`Server::start`], which listens, so that a taken port is known before anything runs,
+/// and nobody is let in before that.
 pub fn bind(address: SocketAddr) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket =
         rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
 }
 
 impl<S: Service> Server<S> {
-    /// Serves the connections of `listener` with at most `max_connections` at a time.
+    /// Listens on `listener`, which is bound, and serves at most `max_connections` at a time.
     pub fn start(cores: Cores, listener: OwnedFd, service: Arc<S>, max_connections: usize) -> io::Result<Server<S>> {
         let address = SocketAddr::try_from(rustix::net::getsockname(&listener)?).map_err(io::Error::other)?;
         let common = Arc::new(Common {
@@ -99,6 +99,7 @@ impl<S: Service> Server<S> {
             })
             .collect();
         sides.iter().for_each(|side| side.update_date());
+        rustix::net::listen(&listener, BACKLOG)?;
         let core = cores.of_fd(&listener);
         let io = Watched::new(listener)?;
         let paused = Arc::new(AtomicBool::new(false));

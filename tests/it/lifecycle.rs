@@ -4,6 +4,7 @@ use crate::support::app::{App, Failure};
 use crate::support::audit::{self, Terms};
 use crate::support::clock;
 use crate::support::history::{History, Shopper, Told, load};
+use crate::support::http::Client;
 use crate::support::process::{self, poll};
 use crate::support::servers::{Mode, Stack};
 use rustix::process::Signal;
@@ -140,7 +141,28 @@ fn a_signal_while_starting() {
 
     let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let dsn = format!("host=127.0.0.1 port={} user=u dbname=d", silent.local_addr().unwrap().port());
+    let port = process::free_port();
     let app = App::builder().env("REDIS_ADDR", silent.local_addr().unwrap()).env("POSTGRES_DSN", dsn);
     let mut asked = None;
-    check(app.signal_while_starting(Signal::INT, || asked = silent.accept().ok()), "SIGINT");
+    let asks = || {
+        asked = silent.accept().ok();
+        assert!(!process::listens(port), "nobody is let in before he can be served");
+    };
+    check(app.env("SERVER_PORT", port).signal_while_starting(Signal::INT, asks), "SIGINT");
+}
+
+#[test]
+fn the_first_lines_addresses_can_be_used() {
+    let stack = Stack::new(Mode::Embedded);
+    if TcpListener::bind(("::1", 0)).is_err() {
+        eprintln!("not tested: there is no IPv6 here");
+        return;
+    }
+    let app = stack.app().env("BIND_ADDR", "::").env("ADMIN_ADDR", "127.0.0.1:0").start();
+    let said = poll("the first line", Duration::from_secs(5), || {
+        app.stderr().lines().find(|line| line.contains("selling on")).map(str::to_owned)
+    });
+    assert!(said.contains(&format!("'http://[::1]:{}/checkout", app.addr().port())), "{said}");
+    let admin = said.split("metrics on ").nth(1).unwrap().split(": ").next().unwrap();
+    assert_eq!(Client::new(admin.parse().unwrap()).get("/health").status, 200, "{said}");
 }
