@@ -116,6 +116,34 @@ fn what_the_end_leaves_is_reconciled() {
     assert_eq!(client.purchase(&codes[1]).status, 200);
 }
 
+/// Whoever comes late, on a connection that is still open, is told to come again.
+#[test]
+fn nothing_is_decided_at_the_end() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let app = stack.app().env("SALE_SECONDS", clock::quiet_sale_seconds()).start();
+    // A record that cannot be written keeps the process from ending at once.
+    stack.postgres().stop_immediate();
+    assert_eq!(app.client().checkout("u", "i").status, 200);
+    let mut late: Vec<Client> = (0..100).map(|_| app.client()).collect();
+    let [first, last] = ["POST /checkout?user_id=late&id=i HTTP/1.1\r\n", "Host: h\r\n\r\n"];
+    late.iter_mut().for_each(|client| client.send(first.as_bytes()).unwrap());
+    // The kernel may have them before the server does: it takes in what has come until this answer.
+    assert_eq!(app.client().get("/").status, 404);
+    process::signal(app.pid(), Signal::TERM);
+    let mut before = 0;
+    let answer = poll("a refusal", Duration::from_secs(9), || {
+        let mut client = late.pop().expect("another connection");
+        client.send(last.as_bytes()).unwrap();
+        let answer = client.receive().unwrap();
+        std::thread::sleep(Duration::from_millis(90));
+        before += u32::from(answer.status == 200 || answer.status == 429);
+        (answer.status != 200 && answer.status != 429).then_some(answer)
+    });
+    assert_eq!((answer.status, answer.error().as_str()), (503, "unavailable"));
+    assert!(answer.retry_after() >= 1 && before > 0, "{before} were decided before");
+    assert_eq!(answer.header("connection"), Some("close"));
+}
+
 /// Nothing is sold yet, so there is nothing to be finished: a signal ends the process at once.
 #[test]
 fn a_signal_while_starting() {

@@ -6,6 +6,7 @@
 // Not every test needs every tool of the harness.
 #![allow(dead_code)]
 
+mod admin;
 mod api;
 mod catalog;
 mod docs;
@@ -20,3 +21,4 @@ mod sale;
 mod settings;
 mod support;
 mod tidy;
+mod time_limits;
