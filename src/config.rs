@@ -4,7 +4,7 @@
 //! is an error that names the variable. Refuses to connect to anything.
 
 use crate::redis::target::Target;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,7 +71,7 @@ struct Args {
     /// A file of items, a JSON object {"id","name","image"} a line; others are then refused
     #[arg(long, env = "CATALOG_FILE", value_name = "CATALOG_FILE")]
     catalog_file: Option<PathBuf>,
-    /// What is logged, to stderr: error, warn, info, debug, trace, or a filter such as flashsale=debug
+    /// What is logged, to stderr: off, error, warn, info, debug, trace, or a filter such as flashsale=debug
     #[arg(long, env = "LOG", value_name = "LOG", default_value = "info")]
     log: String,
 }
@@ -172,10 +172,11 @@ impl Config {
                 postgres_dsn,
             },
         };
-        tracing_subscriber::EnvFilter::try_new(&args.log).map_err(|e| format!("LOG: {e}"))?;
+        check_log(&args.log).map_err(|e| format!("LOG: {e}"))?;
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let workers = args.workers.map_or(cpus, usize::from);
         let max_connections = args.max_connections as usize;
-        check_descriptors(max_connections)?;
+        check_descriptors(workers, max_connections)?;
         Ok(Config {
             address: SocketAddr::new(args.bind_addr, args.server_port),
             admin_address: args.admin_addr,
@@ -186,7 +187,7 @@ impl Config {
                 sale_ms: args.sale_seconds * 1000,
                 hold_ms: args.hold_seconds * 1000,
             },
-            workers: args.workers.map_or(cpus, usize::from),
+            workers,
             redis_timeout: Duration::from_millis(args.redis_timeout_ms),
             purchase_ack: args.purchase_ack,
             max_connections,
@@ -196,12 +197,32 @@ impl Config {
     }
 }
 
-/// Descriptors that are not connections: files, sockets to the servers, event loops.
-const OTHER_DESCRIPTORS: u64 = 128;
+/// The levels that a filter may have.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-fn check_descriptors(connections: usize) -> Result<(), String> {
+/// A filter takes any word for the name of a module, and would then log nothing of what was asked for.
+fn check_log(filter: &str) -> Result<(), String> {
+    tracing_subscriber::EnvFilter::try_new(filter).map_err(|e| e.to_string())?;
+    for part in filter.split(',').map(str::trim).filter(|part| !part.contains(['=', '[', ']', '{', '}'])) {
+        if !LEVELS.iter().any(|level| part.eq_ignore_ascii_case(level)) && !part.starts_with("flashsale") {
+            let levels = LEVELS.join(", ");
+            return Err(format!("{part:?} is neither a level ({levels}) nor a filter such as flashsale=debug"));
+        }
+    }
+    Ok(())
+}
+
+/// Connections of tools that look at health and metrics at once.
+pub const ADMIN_CONNECTIONS: usize = 64;
+/// Descriptors of this process that are neither connections nor a worker's: files, listeners, the ledger's sessions.
+const OTHER_DESCRIPTORS: usize = 128;
+/// Descriptors of a worker: its event loop's two, bells, a timer, its connection to Redis; and as numbers of its residue
+/// are looked for, some that stay free between them.
+const WORKER_DESCRIPTORS: usize = 8;
+
+fn check_descriptors(workers: usize, connections: usize) -> Result<(), String> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let needed = connections as u64 + OTHER_DESCRIPTORS;
+    let needed = (connections + ADMIN_CONNECTIONS + OTHER_DESCRIPTORS + workers * WORKER_DESCRIPTORS) as u64;
     if limit.current.is_none_or(|have| have >= needed) {
         return Ok(());
     }
@@ -212,14 +233,42 @@ fn check_descriptors(connections: usize) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "MAX_CONNECTIONS: {connections} connections need {needed} open files, and the limit (ulimit -n) is lower"
+        "MAX_CONNECTIONS, WORKERS: {connections} connections and {workers} workers need {needed} open files, and the \
+         limit (ulimit -n) is lower"
     ))
+}
+
+/// The settings that are not text; clap does not say which. A path may be anything.
+fn not_text() -> Vec<String> {
+    let path = std::any::TypeId::of::<PathBuf>();
+    let command = Args::command();
+    let texts = command.get_arguments().filter(|arg| arg.get_value_parser().type_id() != path);
+    let variables = texts.filter_map(|arg| arg.get_env()?.to_str());
+    let mut found: Vec<String> = variables
+        .filter(|name| std::env::var_os(name).is_some_and(|value| value.to_str().is_none()))
+        .map(str::to_owned)
+        .collect();
+    let mut last = String::new();
+    for word in std::env::args_os().skip(1) {
+        let text = word.to_string_lossy().into_owned();
+        let flag = text.split('=').next().unwrap_or_default().to_owned();
+        let named = flag.starts_with("--");
+        if word.to_str().is_none() {
+            found.push(if named { flag.clone() } else { last });
+        }
+        last = flag;
+    }
+    found
 }
 
 /// Prints what clap has to say. An error is one line, and names the variable.
 fn refuse(error: clap::Error) -> ! {
     if !error.use_stderr() {
         error.exit();
+    }
+    if error.kind() == clap::error::ErrorKind::InvalidUtf8 {
+        eprintln!("flashsale: {}: not UTF-8", not_text().join(", "));
+        std::process::exit(2);
     }
     let text = error.render().to_string();
     let first = text.lines().next().unwrap_or("error: wrong settings");

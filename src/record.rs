@@ -8,7 +8,7 @@ use crate::core::{Bell, Ticket, Waiter};
 use crate::domain::{Outcome, Records, SaleId};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// An answer that waits until the records it travels with are in the ledger.
 pub struct Ack {
@@ -104,6 +104,8 @@ pub struct Counters {
     pub reconciled: AtomicU64,
     /// Records of an older epoch that the ledger did not take.
     pub stale: AtomicU64,
+    /// Whether the ledger refuses records at present, as the writer has found.
+    pub refusing: AtomicBool,
 }
 
 /// The sending side, one for all cores.
@@ -137,6 +139,11 @@ impl Counters {
     /// Records that reconciliation has to write, as far as is known.
     pub fn left(&self) -> u64 {
         self.overflowed.load(Ordering::Relaxed).saturating_sub(self.reconciled.load(Ordering::Relaxed))
+    }
+
+    /// Whether the ledger refuses records at present.
+    pub fn is_refusing(&self) -> bool {
+        self.refusing.load(Ordering::Relaxed)
     }
 
     /// Records that were handed over and are not in the ledger yet.

@@ -1,24 +1,29 @@
 //! Starting and stopping.
 
+mod reach;
+mod signals;
+
 use crossbeam_channel::{Receiver, Sender};
 use flashsale::admin::Admin;
 use flashsale::catalog::Catalog;
 use flashsale::code::Codes;
-use flashsale::config::{Backends, Config, PurchaseAck};
+use flashsale::config::{ADMIN_CONNECTIONS, Backends, Config, PurchaseAck};
 use flashsale::core::{Bell, Cores, Ticker};
 use flashsale::http::server::{self, Server};
 use flashsale::inventory::embedded::{self, EmbeddedInventory};
 use flashsale::inventory::redis::{RedisInventory, Shared};
 use flashsale::inventory::{Gate, Inventory, View};
 use flashsale::keeper;
-use flashsale::ledger::postgres::{PostgresAppend, PostgresLedger, parse_dsn};
+use flashsale::ledger::postgres::{ConnectSettings, PostgresAppend, PostgresLedger, parse_dsn};
 use flashsale::ledger::sqlite::SqliteLedger;
 use flashsale::ledger::writer::{OnFailure, Writer};
 use flashsale::ledger::{Append, Ledger};
 use flashsale::record::{self, CHANNEL_MESSAGES, Counters, Inbox, Mailbox, Message, Recorder};
 use flashsale::redis::target::Target;
 use flashsale::service::Shop;
-use std::net::SocketAddr;
+use reach::{REACH, ask};
+use signals::Signals;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -31,10 +36,6 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(50);
 /// How long an answer may take that waits for the ledger. A disk may be slow for seconds.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(5);
-/// Tools that look at health and metrics at once.
-const ADMIN_CONNECTIONS: usize = 64;
-/// How long Redis may take to be reached at the start.
-const REACH: Duration = Duration::from_secs(3);
 /// How long the cores' connections may take before the first request is accepted. Without them it is answered 503.
 const READY: Duration = Duration::from_secs(1);
 /// How long open connections get for the answers that they wait for, once the process is to end.
@@ -59,19 +60,18 @@ struct Running {
 
 /// Runs until SIGTERM or SIGINT. `Err` is why it could not start, in a line.
 pub fn run(config: Config) -> Result<ExitCode, String> {
+    let signals = Signals::listen()?;
     // Logging never blocks a core: a thread of its own writes, and what it cannot keep up with is dropped.
     let (log, _flush) = tracing_appender::non_blocking(std::io::stderr());
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log).map_err(|e| format!("LOG: {e}"))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(log).with_ansi(false).init();
 
-    let signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT]);
-    let signals = signals.map_err(|e| format!("signals: {e}"))?;
     let catalog = match &config.catalog_file {
         None => Catalog::generated(""),
         Some(path) => Catalog::from_file(path).map_err(|e| format!("CATALOG_FILE: {e}"))?,
     };
-    let listener = listen(config.address, "SERVER_PORT, BIND_ADDR")?;
-    let admin_listener = listen(config.admin_address, "ADMIN_ADDR")?;
+    let listener = bind(config.address, "SERVER_PORT, BIND_ADDR")?;
+    let admin_listener = bind(config.admin_address, "ADMIN_ADDR")?;
     let cores = Cores::start(config.workers).map_err(|e| format!("WORKERS: {e}"))?;
     let mailboxes = mailboxes(cores).map_err(|e| format!("starting: {e}"))?;
     let running = match config.backends {
@@ -86,17 +86,19 @@ pub fn run(config: Config) -> Result<ExitCode, String> {
     }
     let shop = Shop::new(running.inventory.clone(), running.codes.clone(), catalog, running.patience);
     let shop = Arc::new(shop);
+    start_mail(cores, mailboxes, &running.inventory).map_err(|e| format!("starting: {e}"))?;
     let server = Server::start(cores, listener, shop.clone(), config.max_connections);
     let server = Arc::new(server.map_err(|e| format!("SERVER_PORT: {e}"))?);
     let admin = start_admin(cores, admin_listener, &running, &server).map_err(|e| format!("ADMIN_ADDR: {e}"))?;
     start_ticks(cores, &server, &admin, &running.inventory).map_err(|e| format!("starting: {e}"))?;
-    start_mail(cores, mailboxes, &running.inventory).map_err(|e| format!("starting: {e}"))?;
-    announce(&config, &running, server.address());
-    wait_for_signal(signals);
+    signals.selling();
+    announce(&config, &running, server.address(), admin.address());
+    let signal = signals.wait();
+    tracing::info!("{signal}: stopping");
     Ok(stop(cores, running, &shop, &server))
 }
 
-fn listen(address: SocketAddr, names: &str) -> Result<OwnedFd, String> {
+fn bind(address: SocketAddr, names: &str) -> Result<OwnedFd, String> {
     server::bind(address).map_err(|e| format!("{names}: cannot listen on {address}: {e}"))
 }
 
@@ -158,6 +160,36 @@ fn start_embedded(
     })
 }
 
+/// Both servers, once each has answered, with the codes that all instances share and this one's number.
+fn reach_both(
+    target: &Arc<Target>,
+    settings: &ConnectSettings,
+    where_ledger: &str,
+) -> Result<(PostgresLedger, Codes, u64), String> {
+    let until = Instant::now() + REACH;
+    let no_redis = |e: String| format!("REDIS_ADDR: {e}");
+    let no_ledger = |e: String| format!("POSTGRES_DSN: {e}");
+    let (asked, mut ledger) = (target.clone(), PostgresLedger::new(settings.clone()));
+    // Its own limit is later than ours, which has the clearer words.
+    let redis = ask(&target.name, move || asked.reach(REACH * 2)).map_err(no_redis)?;
+    let name = where_ledger.to_owned();
+    let keyed = ask(where_ledger, move || match ledger.code_key() {
+        Ok(key) => Ok((ledger, Codes::new(&key))),
+        Err(e) => Err(format!("{name}: {e}")),
+    });
+    let keyed = keyed.map_err(no_ledger)?;
+    redis.answer(until).map_err(no_redis)?;
+    let (mut ledger, codes) = keyed.answer(until).map_err(no_ledger)?;
+    // Only now: there are a million numbers, and a start that fails for want of Redis should not use one up.
+    let name = where_ledger.to_owned();
+    let numbered = ask(where_ledger, move || match ledger.new_instance() {
+        Ok(instance) => Ok((ledger, instance)),
+        Err(e) => Err(format!("{name}: {e}")),
+    });
+    let (ledger, instance) = numbered.and_then(|asked| asked.answer(until)).map_err(no_ledger)?;
+    Ok((ledger, codes, instance))
+}
+
 fn start_distributed(
     config: &Config,
     target: Arc<Target>,
@@ -167,11 +199,7 @@ fn start_distributed(
 ) -> Result<Running, String> {
     let settings = parse_dsn(postgres_dsn).map_err(|e| format!("POSTGRES_DSN: {e}"))?;
     let where_ledger = settings.describe();
-    let failed = |e: flashsale::ledger::LedgerError| format!("POSTGRES_DSN: {where_ledger}: {e}");
-    target.resolve().and_then(|()| target.connect(REACH)).map_err(|e| format!("REDIS_ADDR: {e}"))?;
-    let mut ledger = PostgresLedger::new(settings.clone());
-    let codes = Codes::new(&ledger.code_key().map_err(failed)?);
-    let instance = ledger.new_instance().map_err(failed)?;
+    let (ledger, codes, instance) = reach_both(&target, &settings, &where_ledger)?;
     let (recorder, inbox) = record::channel(CHANNEL_MESSAGES);
     let recorder = Arc::new(recorder);
     let appender = PostgresAppend::new(settings, codes.clone());
@@ -267,27 +295,19 @@ fn start_mail(cores: Cores, mailboxes: Arc<Vec<Mailbox>>, inventory: &Arc<dyn In
     Ok(())
 }
 
-fn announce(config: &Config, running: &Running, address: SocketAddr) {
-    let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
+fn announce(config: &Config, running: &Running, address: SocketAddr, admin: SocketAddr) {
+    let here = match address.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
     tracing::info!(
-        "selling on {address} with {} workers: {}. Try: curl -X POST 'http://{host}:{}/checkout?user_id=me&id=1'",
+        "selling on {address} with {} workers, health and metrics on {admin}: {}. \
+         Try: curl -X POST 'http://{}/checkout?user_id=me&id=1'",
         config.workers,
         running.what,
-        address.port(),
+        SocketAddr::new(here, address.port()),
     );
-}
-
-fn wait_for_signal(mut signals: signal_hook::iterator::Signals) {
-    if let Some(signal) = signals.forever().next() {
-        let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
-        tracing::info!("{name}: stopping");
-    }
-    // A second one ends the process at once, as one expects of Ctrl-C.
-    std::thread::spawn(move || {
-        if signals.forever().next().is_some() {
-            std::process::exit(1);
-        }
-    });
 }
 
 /// Stops in order: no new connections, answers in flight, the keeper, the ledger.

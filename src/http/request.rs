@@ -108,6 +108,18 @@ impl Reject {
             Reject::VersionNotSupported => 505,
         }
     }
+
+    /// The word that a program can tell it by.
+    pub fn word(self) -> &'static str {
+        match self {
+            Reject::BadRequest(_) => "invalid_request",
+            Reject::BodyTooLarge => "body_too_large",
+            Reject::ExpectationFailed => "expectation_failed",
+            Reject::HeadTooLarge => "head_too_large",
+            Reject::NotImplemented => "not_implemented",
+            Reject::VersionNotSupported => "version_not_supported",
+        }
+    }
 }
 
 impl fmt::Display for Reject {

@@ -62,11 +62,7 @@ impl Responder<'_> {
 
     /// The answer to what is not a request.
     pub fn reject(&mut self, reject: Reject) {
-        self.json(reject.status(), Extra::None, |body| {
-            body.extend_from_slice(b"{\"error\":\"bad_request\",\"message\":\"");
-            body.extend_from_slice(reject.to_string().as_bytes());
-            body.extend_from_slice(b"\"}");
-        });
+        self.refuse(reject.status(), Extra::None, reject.word(), &reject.to_string());
     }
 
     fn head(&mut self, status: u16, content_type: &str, extra: Extra, length: usize) {

@@ -20,6 +20,9 @@ use std::time::{Duration, Instant, SystemTime};
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 4096;
 
+/// For how long no connection may be refused for want of means until the next such refusal is told of again.
+const SPELL: Duration = Duration::from_secs(10);
+
 /// Said to a connection that is one too many, without reading from it.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 64\r\n\
     Retry-After: 1\r\nConnection: close\r\n\r\n{\"error\":\"unavailable\",\"message\":\"too many connections at once\"}";
@@ -56,23 +59,23 @@ pub struct Server<S> {
 struct AcceptorWaker {
     core: usize,
     waker: WaitIoWaker,
-    /// Set when accepting has failed for want of descriptors: the next tick tries again.
+    /// Set when a connection could not be taken in: the next tick clears it, and it is tried again.
     paused: Arc<AtomicBool>,
 }
 
-/// Binds the listening socket. Separate from [`Server::start`], so that a taken port is known before anything runs.
+/// Binds the socket. Separate from [`Server::start`], which listens, so that a taken port is known before anything runs,
+/// and nobody is let in before that.
 pub fn bind(address: SocketAddr) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket =
         rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
 }
 
 impl<S: Service> Server<S> {
-    /// Serves the connections of `listener` with at most `max_connections` at a time.
+    /// Listens on `listener`, which is bound, and serves at most `max_connections` at a time.
     pub fn start(cores: Cores, listener: OwnedFd, service: Arc<S>, max_connections: usize) -> io::Result<Server<S>> {
         let address = SocketAddr::try_from(rustix::net::getsockname(&listener)?).map_err(io::Error::other)?;
         let common = Arc::new(Common {
@@ -96,6 +99,7 @@ impl<S: Service> Server<S> {
             })
             .collect();
         sides.iter().for_each(|side| side.update_date());
+        rustix::net::listen(&listener, BACKLOG)?;
         let core = cores.of_fd(&listener);
         let io = Watched::new(listener)?;
         let paused = Arc::new(AtomicBool::new(false));
@@ -116,7 +120,7 @@ impl<S: Service> Server<S> {
         side.update_date();
         side.sweep();
         let draining = self.common.draining.load(Ordering::Relaxed);
-        if core == self.acceptor.core && (draining || self.acceptor.paused.load(Ordering::Relaxed)) {
+        if core == self.acceptor.core && (self.acceptor.paused.swap(false, Ordering::Relaxed) || draining) {
             self.acceptor.waker.wakeup();
         }
     }
@@ -139,47 +143,52 @@ fn accept_all<S: Service>(
     cores: &[Arc<CoreServer<S>>],
     paused: &AtomicBool,
 ) {
+    let mut told_until = None;
     while !common.draining.load(Ordering::Relaxed) {
-        match rustix::net::accept_with(listener.fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        let taken = match rustix::net::accept_with(listener.fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(socket) => take_in(socket, common, cores),
-            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
-            Err(rustix::io::Errno::AGAIN) => drop(listener.wait()),
-            Err(e) => {
-                // Mostly no descriptors are left. Trying at once would starve those whose end frees some.
-                if !paused.swap(true, Ordering::Relaxed) {
-                    tracing::warn!("cannot accept connections: {e}");
-                }
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => Ok(()),
+            Err(rustix::io::Errno::AGAIN) => {
                 listener.wait();
-                continue;
+                Ok(())
+            }
+            Err(e) => Err(e.into()),
+        };
+        if let Err(e) = taken {
+            let now = Instant::now();
+            if told_until.replace(now + SPELL).is_none_or(|until| until < now) {
+                tracing::warn!("cannot accept connections: {e}");
+            }
+            // No descriptors or no memory is left. Trying at once would starve those whose end frees some.
+            paused.store(true, Ordering::Relaxed);
+            while paused.load(Ordering::Relaxed) {
+                listener.wait();
             }
         }
-        paused.store(false, Ordering::Relaxed);
     }
 }
 
-fn take_in<S: Service>(socket: OwnedFd, common: &Arc<Common<S>>, cores: &[Arc<CoreServer<S>>]) {
+/// Gives `socket` to its core. `Err` if there is nothing left to serve it with.
+fn take_in<S: Service>(socket: OwnedFd, common: &Arc<Common<S>>, cores: &[Arc<CoreServer<S>>]) -> io::Result<()> {
     if common.connections.load(Ordering::Relaxed) >= common.max_connections {
         let _ = rustix::net::send(&socket, FULL, rustix::net::SendFlags::NOSIGNAL);
-        return;
+        return Ok(());
     }
     let core = common.cores.of_fd(&socket);
-    let Some(side) = cores.get(core).cloned() else { return };
+    let Some(side) = cores.get(core).cloned() else { return Ok(()) };
     if sockopt::set_tcp_nodelay(&socket, true).is_err() {
-        return;
+        return Ok(());
     }
     common.connections.fetch_add(1, Ordering::Relaxed);
     let counted = Counted(common.clone());
-    let spawned = common.cores.spawn(core, move || {
+    common.cores.spawn(core, move || {
         let _counted = counted;
         let Ok(io) = Watched::new(socket) else { return };
         let shared = Arc::new(Shared::new(io));
         let key = side.open.lock().insert(shared.clone());
         let _listed = Listed(side.clone(), key);
         Connection::new(side.clone(), shared).run();
-    });
-    if let Err(e) = spawned {
-        tracing::warn!("cannot serve a connection: {e}");
-    }
+    })
 }
 
 /// A connection that counts, until it is dropped: also when its coroutine panics.

@@ -234,7 +234,8 @@ impl Inventory for EmbeddedInventory {
     }
 
     fn is_ready(&self) -> bool {
-        true
+        // Nothing is decided that the ledger does not take.
+        !self.parts.recorder.counters().is_refusing()
     }
 
     fn undecided(&self, core: usize) -> usize {

@@ -42,6 +42,12 @@ pub trait Append: Send {
     /// that the same call may be repeated after an error. An implementation makes a lost connection anew by itself,
     /// on the next call. `Stale` if any batch's epoch is not the one in force.
     fn append(&mut self, batches: &[&Records]) -> Result<(), LedgerError>;
+
+    /// Writes something that changes nothing, to find out whether the ledger takes records again. Only asked where a
+    /// batch that was refused is given back: else that batch is tried again, and says it.
+    fn probe(&mut self) -> Result<(), LedgerError> {
+        Ok(())
+    }
 }
 
 /// A sale as the ledger knows it.

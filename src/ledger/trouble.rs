@@ -33,6 +33,11 @@ impl Trouble {
         }
     }
 
+    /// Whether there is one now.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// The ledger took records.
     pub fn written(&mut self) {
         if let Some(spell) = &mut self.0 {
@@ -67,7 +72,9 @@ mod tests {
         let mut trouble = Trouble::default();
         trouble.written();
         assert_eq!(trouble.until_calm(start), None);
+        assert!(!trouble.is_on());
         trouble.failed(start, "full");
+        assert!(trouble.is_on());
         assert_eq!(trouble.settle(start + CALM * 2), None, "nothing was written yet");
         trouble.written();
         trouble.failed(start + ms(1900), "full");
@@ -77,5 +84,6 @@ mod tests {
         assert_eq!(trouble.settle(start + ms(2000)), None, "a moment ago it failed");
         assert_eq!(trouble.settle(start + ms(1900) + CALM), Some(ms(1900)));
         assert_eq!(trouble.settle(start + CALM * 9), None, "it was said");
+        assert!(!trouble.is_on());
     }
 }

@@ -23,6 +23,8 @@ const ENOUGH: usize = 10_000;
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 /// The longest wait between two attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
+/// How often it is tried whether a ledger that refused takes records again, while nothing comes to be written.
+const PROBE: Duration = Duration::from_secs(1);
 
 /// What happens to a batch that the ledger cannot take.
 #[derive(Clone)]
@@ -87,8 +89,12 @@ impl<A: Append + 'static> Writer<A> {
         let mut trouble = Trouble::default();
         loop {
             let Some(mut batch) = self.gather(&trouble) else { return };
+            if batch.handoffs.is_empty() && self.has_to_probe(&trouble) {
+                self.probe(&mut trouble);
+            }
             self.write(&mut batch, &mut trouble);
             trouble.settle(Instant::now());
+            self.inbox.counters.refusing.store(trouble.is_on(), Ordering::Relaxed);
             for done in batch.flushes {
                 let _ = done.try_send(true);
             }
@@ -99,12 +105,13 @@ impl<A: Append + 'static> Writer<A> {
     }
 
     /// Waits for records, then takes what is there, and lingers for more unless an answer waits. Comes back with
-    /// nothing when it is time to say that `trouble` is over.
+    /// nothing when it is time to say that `trouble` is over, or to find out.
     fn gather(&self, trouble: &Trouble) -> Option<Batch> {
         let mut batch = Batch::default();
-        let first = match trouble.until_calm(Instant::now()) {
+        let probe = self.has_to_probe(trouble).then_some(PROBE);
+        let first = match trouble.until_calm(Instant::now()).or(probe) {
             None => self.inbox.receiver.recv().ok(),
-            Some(calm) => match self.inbox.receiver.recv_timeout(calm) {
+            Some(wait) => match self.inbox.receiver.recv_timeout(wait) {
                 Err(RecvTimeoutError::Timeout) => return Some(batch),
                 first => first.ok(),
             },
@@ -127,6 +134,19 @@ impl<A: Append + 'static> Writer<A> {
         Some(batch)
     }
 
+    /// Whether nobody else would find out that `trouble` is over: what was refused is not tried again, and since a server
+    /// that refuses is not healthy, nothing new may come.
+    fn has_to_probe(&self, trouble: &Trouble) -> bool {
+        trouble.is_on() && matches!(self.on_failure, OnFailure::GiveBack(_))
+    }
+
+    fn probe(&mut self, trouble: &mut Trouble) {
+        match self.ledger.probe() {
+            Ok(()) => trouble.written(),
+            Err(e) => trouble.failed(Instant::now(), &e.to_string()),
+        }
+    }
+
     /// Writes `batch`, or gives it up.
     fn write(&mut self, batch: &mut Batch, trouble: &mut Trouble) {
         let mut backoff = MIN_BACKOFF;
@@ -145,6 +165,7 @@ impl<A: Append + 'static> Writer<A> {
                 Err(LedgerError::Stale { current }) => self.pass_on_stale(handoffs, current),
                 Err(LedgerError::Failed(why)) => {
                     trouble.failed(Instant::now(), &why);
+                    self.inbox.counters.refusing.store(true, Ordering::Relaxed);
                     if let OnFailure::GiveBack(decider) = &self.on_failure {
                         self.take_back(decider.as_ref(), batch);
                         return self.settle(&mut batch.handoffs, false);

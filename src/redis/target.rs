@@ -50,6 +50,14 @@ impl Target {
         Ok(())
     }
 
+    /// Looks the host's addresses up and has Redis answer once. Blocks: for plain threads.
+    pub fn reach(&self, timeout: Duration) -> Result<(), String> {
+        self.resolve()?;
+        // Not PING: that is refused while Redis reads its file, which can be waited for.
+        let asked: Result<redis::Value, _> = redis::cmd("TIME").query(&mut self.connect(timeout)?);
+        asked.map(drop).map_err(|e| format!("{}: {e}", self.name))
+    }
+
     /// The address to try on the `attempt`th connection, as looked up last.
     pub fn address(&self, attempt: usize) -> Option<SocketAddr> {
         let found = self.resolved.load();

@@ -90,10 +90,12 @@ fn refused(mode: Mode) {
         check("POST", &format!("/checkout?{good}"), 200, "");
     }
     check("POST", &format!("/checkout?user_id={full}&id={full}"), 200, "");
-    for query in ["?code=", "?code=1", "?code=zz", "?code=00000000000000000000000000000000"] {
-        check("POST", &format!("/purchase{query}"), 400, "");
+    for query in ["", "?", "?code", "?code=", "?Code=1", "?code=1&code=1"] {
+        check("POST", &format!("/purchase{query}"), 400, "invalid_request");
     }
-    for code in ["0".repeat(32), "f".repeat(32), "0".repeat(31), "0".repeat(33), "g".repeat(32)] {
+    for code in
+        ["1".into(), "zz".into(), "0".repeat(32), "f".repeat(32), "0".repeat(31), "0".repeat(33), "g".repeat(32)]
+    {
         check("POST", &format!("/purchase?code={code}"), 400, "invalid_code");
     }
     for (method, target, allowed) in [

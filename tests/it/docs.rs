@@ -207,7 +207,18 @@ fn the_answers_that_are_named_exist() {
         assert!(written, "{} {word}", row[1]);
         named += 1;
     }
-    assert!(named >= 8, "{named}");
+    assert!(named >= 9, "{named}");
+    // What is said of any request: as many words as statuses, each of them in its place.
+    let requests = read("src/http/request.rs");
+    let rows = cells(&readme).filter(|row| row[0] == "any");
+    let (statuses, words): (Vec<&str>, Vec<&str>) =
+        rows.flat_map(|row| row[1].split(", ").zip(row[2].split('`').skip(1).step_by(2)).collect::<Vec<_>>()).unzip();
+    assert_eq!(statuses, ["404", "405", "400", "413", "417", "431", "501", "505"]);
+    for (status, word) in statuses.into_iter().zip(words) {
+        let here = service.contains(&format!("{status}, Extra::")) && service.contains(&format!("\"{word}\""));
+        let there = requests.contains(&format!("=> {status},")) && requests.contains(&format!("=> \"{word}\","));
+        assert!(here || there, "{status} {word}");
+    }
 }
 
 /// The names after `crate::` in a file, its tests left out.

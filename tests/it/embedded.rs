@@ -4,13 +4,14 @@ use crate::support::app::{App, Builder};
 use crate::support::audit::{self, Terms};
 use crate::support::clock;
 use crate::support::history::{Checkout, History, Shopper, Told, load};
+use crate::support::http::Client;
 use crate::support::process::{self, poll};
 use crate::support::servers::{Mode, Stack};
 use std::collections::HashSet;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 fn builder(base: Builder, terms: &Terms) -> Builder {
@@ -201,6 +202,14 @@ fn use_up_the_room(app: &App, history: &History) {
     load(&[app.addr()], 1, history, one, |_| {});
 }
 
+/// The status of `/health`, and whether the metrics say that the ledger refuses.
+fn health(app: &App) -> (u16, String) {
+    let mut operator = Client::new(app.admin_addr());
+    let metrics = operator.get("/metrics").text();
+    let refusing = metrics.lines().find_map(|line| line.strip_prefix("flashsale_ledger_refusing "));
+    (operator.get("/health").status, refusing.unwrap_or("nothing").to_owned())
+}
+
 #[test]
 fn a_full_disk() {
     let Some(disk) = SmallDisk::mount("24m") else { return };
@@ -211,6 +220,7 @@ fn a_full_disk() {
     let app = builder(stack.app(), &terms).env("DATA_DIR", data.display()).start();
     let ledger = crate::support::ledger::Ledger::Sqlite(data.join("ledger.db"));
     let history = History::default();
+    assert_eq!(health(&app), (200, "0".into()));
     let (before, used) = (app.client().code("before", "i"), app.client().code("used", "i"));
     assert_eq!(app.client().purchase(&used).status, 200);
     let step = |shopper: &mut Shopper<'_>| {
@@ -238,10 +248,17 @@ fn a_full_disk() {
     assert_eq!(lines("the ledger does not take records"), 1, "{said}");
     assert!(said.contains("full"), "{said}");
 
+    poll("an unhealthy server", Duration::from_secs(5), || (health(&app) == (503, "1".into())).then_some(()));
+    // It looks for room by itself, once a second, and is not taken in by the little that is left.
+    let full = Instant::now();
+    while full.elapsed() < Duration::from_millis(2_500) {
+        assert_eq!(health(&app), (503, "1".into()));
+    }
+
     disk.make_room();
-    poll("a server that goes on", Duration::from_secs(20), || {
-        (client.checkout("after", "i").status == 200).then_some(())
-    });
+    // By itself: whoever looks at its health sends no shoppers meanwhile.
+    poll("a healthy server", Duration::from_secs(20), || (health(&app) == (200, "0".into())).then_some(()));
+    assert_eq!(client.checkout("after", "i").status, 200);
     // What is logged is written by a thread of its own.
     poll("the log's word", Duration::from_secs(5), || (lines("the ledger takes records again") == 1).then_some(()));
     assert_eq!(client.purchase(&before).status, 200);

@@ -5,8 +5,8 @@ use crate::support::http::Client;
 use crate::support::servers::{Mode, Stack};
 
 crate::on_stacks! {
-    distributed: connections, limits, malformed, bodies;
-    embedded: connections, limits, malformed, bodies
+    distributed: connections, limits, malformed, unsupported, bodies;
+    embedded: connections, limits, malformed, unsupported, bodies
 }
 
 const HEAD_LIMIT: usize = 8192;
@@ -27,6 +27,15 @@ fn check(client: &mut Client, bytes: &[u8], statuses: &[u16], closes: bool) {
     for want in statuses {
         let answer = client.receive().unwrap_or_else(|e| panic!("{shown:?}: {e}"));
         assert_eq!(answer.status, *want, "{shown:?}: {}", answer.text());
+        let word = match answer.status {
+            413 => "body_too_large",
+            417 => "expectation_failed",
+            431 => "head_too_large",
+            501 => "not_implemented",
+            505 => "version_not_supported",
+            _ => continue,
+        };
+        assert_eq!(answer.error(), word, "{shown:?}");
     }
     if closes {
         assert!(client.is_closed(), "still open: {shown:?}");
@@ -126,9 +135,23 @@ fn malformed(mode: Mode) {
             let mut client = client();
             let _ = client.send(bad.as_bytes());
             let answer = client.receive().unwrap_or_else(|e| panic!("{bad:?}: {e}"));
-            assert_eq!(answer.status, 400, "{bad:?}: {}", answer.text());
+            assert_eq!(
+                (answer.status, answer.error().as_str()),
+                (400, "invalid_request"),
+                "{bad:?}: {}",
+                answer.text()
+            );
             assert!(client.is_closed(), "still open: {bad:?}");
         }
+    });
+}
+
+fn unsupported(mode: Mode) {
+    on_app(mode, |client| {
+        let post = |fields: &str| format!("POST /checkout?user_id=u&id=i HTTP/1.1\r\nHost: h\r\n{fields}\r\n\r\n");
+        check(&mut client(), post("Content-Length: 1\r\nExpect: 200-ok").as_bytes(), &[417], true);
+        check(&mut client(), post("Transfer-Encoding: gzip, chunked").as_bytes(), &[501], true);
+        check(&mut client(), b"GET / HTTP/2.0\r\nHost: h\r\n\r\n", &[505], true);
     });
 }
 

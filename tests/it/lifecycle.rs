@@ -1,10 +1,16 @@
 //! How an instance ends and comes back: what was answered stays true.
 
+use crate::support::app::{App, Failure};
 use crate::support::audit::{self, Terms};
 use crate::support::clock;
 use crate::support::history::{History, Shopper, Told, load};
-use crate::support::process::poll;
+use crate::support::http::Client;
+use crate::support::process::{self, poll};
 use crate::support::servers::{Mode, Stack};
+use rustix::process::Signal;
+use std::fs::File;
+use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -21,7 +27,7 @@ fn sigint_under_load(mode: Mode) {
     end_under_load(mode, |app| app.interrupt());
 }
 
-fn end_under_load(mode: Mode, end: impl FnOnce(&mut crate::support::app::App) -> i32) {
+fn end_under_load(mode: Mode, end: impl FnOnce(&mut App) -> i32) {
     let stack = Stack::alone(mode);
     let sale_seconds = clock::quiet_sale_seconds();
     let terms = Terms { items: 1_000_000, user_limit: 1_000_000, sale_seconds, hold_seconds: 3600 };
@@ -108,4 +114,83 @@ fn what_the_end_leaves_is_reconciled() {
     let mut client = app.client();
     assert_eq!(client.purchase(&codes[0]).error(), "already_purchased");
     assert_eq!(client.purchase(&codes[1]).status, 200);
+}
+
+/// Whoever comes late, on a connection that is still open, is told to come again.
+#[test]
+fn nothing_is_decided_at_the_end() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let app = stack.app().env("SALE_SECONDS", clock::quiet_sale_seconds()).start();
+    // A record that cannot be written keeps the process from ending at once.
+    stack.postgres().stop_immediate();
+    assert_eq!(app.client().checkout("u", "i").status, 200);
+    let mut late: Vec<Client> = (0..100).map(|_| app.client()).collect();
+    let [first, last] = ["POST /checkout?user_id=late&id=i HTTP/1.1\r\n", "Host: h\r\n\r\n"];
+    late.iter_mut().for_each(|client| client.send(first.as_bytes()).unwrap());
+    // The kernel may have them before the server does: it takes in what has come until this answer.
+    assert_eq!(app.client().get("/").status, 404);
+    process::signal(app.pid(), Signal::TERM);
+    let mut before = 0;
+    let answer = poll("a refusal", Duration::from_secs(9), || {
+        let mut client = late.pop().expect("another connection");
+        client.send(last.as_bytes()).unwrap();
+        let answer = client.receive().unwrap();
+        std::thread::sleep(Duration::from_millis(90));
+        before += u32::from(answer.status == 200 || answer.status == 429);
+        (answer.status != 200 && answer.status != 429).then_some(answer)
+    });
+    assert_eq!((answer.status, answer.error().as_str()), (503, "unavailable"));
+    assert!(answer.retry_after() >= 1 && before > 0, "{before} were decided before");
+    assert_eq!(answer.header("connection"), Some("close"));
+}
+
+/// Nothing is sold yet, so there is nothing to be finished: a signal ends the process at once.
+#[test]
+fn a_signal_while_starting() {
+    let check = |ended: Failure, name: &str| {
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        assert!(ended.elapsed < Duration::from_secs(1), "{:?}", ended.elapsed);
+        let last = ended.stderr.lines().last().unwrap_or_default();
+        assert!(last.contains(name) && last.contains("while starting"), "{}", ended.stderr);
+    };
+    let dir = process::temp_dir();
+    let catalog = dir.path().join("catalog");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &catalog, rustix::fs::Mode::RWXU).unwrap();
+    let mut writer: Option<File> = None;
+    let reads = || {
+        // A pipe can be opened like this as soon as somebody reads from it.
+        let flags = rustix::fs::OFlags::NONBLOCK.bits().try_into().unwrap();
+        writer = Some(poll("a reader of the catalogue", Duration::from_secs(10), || {
+            File::options().write(true).custom_flags(flags).open(&catalog).ok()
+        }));
+    };
+    let app = App::builder().env("CATALOG_FILE", catalog.display());
+    check(app.signal_while_starting(Signal::TERM, reads), "SIGTERM");
+
+    let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let dsn = format!("host=127.0.0.1 port={} user=u dbname=d", silent.local_addr().unwrap().port());
+    let port = process::free_port();
+    let app = App::builder().env("REDIS_ADDR", silent.local_addr().unwrap()).env("POSTGRES_DSN", dsn);
+    let mut asked = None;
+    let asks = || {
+        asked = silent.accept().ok();
+        assert!(!process::listens(port), "nobody is let in before he can be served");
+    };
+    check(app.env("SERVER_PORT", port).signal_while_starting(Signal::INT, asks), "SIGINT");
+}
+
+#[test]
+fn the_first_lines_addresses_can_be_used() {
+    let stack = Stack::new(Mode::Embedded);
+    if TcpListener::bind(("::1", 0)).is_err() {
+        eprintln!("not tested: there is no IPv6 here");
+        return;
+    }
+    let app = stack.app().env("BIND_ADDR", "::").env("ADMIN_ADDR", "127.0.0.1:0").start();
+    let said = poll("the first line", Duration::from_secs(5), || {
+        app.stderr().lines().find(|line| line.contains("selling on")).map(str::to_owned)
+    });
+    assert!(said.contains(&format!("'http://[::1]:{}/checkout", app.addr().port())), "{said}");
+    let admin = said.split("metrics on ").nth(1).unwrap().split(": ").next().unwrap();
+    assert_eq!(Client::new(admin.parse().unwrap()).get("/health").status, 200, "{said}");
 }

@@ -6,10 +6,12 @@
 // Not every test needs every tool of the harness.
 #![allow(dead_code)]
 
+mod admin;
 mod api;
 mod catalog;
 mod docs;
 mod embedded;
+mod exhaustion;
 mod faults;
 mod http_raw;
 mod lifecycle;
@@ -19,3 +21,4 @@ mod sale;
 mod settings;
 mod support;
 mod tidy;
+mod time_limits;

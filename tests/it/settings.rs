@@ -53,7 +53,7 @@ fn bad_values_are_named_in_one_line() {
         ("ADMIN_ADDR", &["8081", "nowhere", "127.0.0.1", "127.0.0.1:x"]),
         ("REDIS_ADDR", &["", "junk", "127.0.0.1", "127.0.0.1:x", "rediss://127.0.0.1:1", "redis://", "http://h:1"]),
         ("POSTGRES_DSN", &["", "junk", "host", "host=127.0.0.1 sslmode=maybe", "host=127.0.0.1 port=x"]),
-        ("LOG", &["flashsale=loudly"]),
+        ("LOG", &["flashsale=loudly", "", " ", "inf", "verbose", "info,", "warn,http"]),
         ("PURCHASE_ACK", &["", "always"]),
         ("MAX_CONNECTIONS", &["0", "x", "1000000"]),
         ("REDIS_TIMEOUT_MS", &["0", "x"]),
@@ -67,6 +67,49 @@ fn bad_values_are_named_in_one_line() {
     }
     check(&base.clone().without("POSTGRES_DSN"), "Redis alone", &["POSTGRES_DSN"]);
     check(&base.without("REDIS_ADDR"), "Postgres alone", &["REDIS_ADDR"]);
+}
+
+#[test]
+fn filters_for_the_log() {
+    let stack = Stack::new(Mode::Embedded);
+    for good in ["off", "DEBUG", "flashsale=debug", "flashsale::http", "warn,flashsale=info", "error,may=off"] {
+        let app = stack.app().env("LOG", good).start();
+        drop(app);
+    }
+    let said = check(&stack.app().env("LOG", "verbose"), "no level", &["LOG", "verbose"]);
+    ["off", "error", "warn", "info", "debug", "trace", "flashsale=debug"]
+        .iter()
+        .for_each(|w| assert!(said.contains(w)));
+}
+
+#[test]
+fn what_is_not_text_is_named() {
+    check(&App::builder().env_bytes("PURCHASE_ACK", b"x\xff"), "of a few words", &["PURCHASE_ACK"]);
+    for name in ["LOG", "BIND_ADDR", "SALE_ITEMS", "POSTGRES_DSN"] {
+        check(&App::builder().env_bytes(name, b"x\xff"), name, &[name, "UTF-8"]);
+    }
+    // A path may be any bytes.
+    let both = App::builder().env_bytes("LOG", b"\xff").env_bytes("DATA_DIR", b"\xfe");
+    assert!(!check(&both, "LOG and a path", &["LOG"]).contains("DATA_DIR"));
+}
+
+#[test]
+fn workers_need_files_too() {
+    let stack = Stack::new(Mode::Embedded);
+    let many = stack.app().env("MAX_CONNECTIONS", 50);
+    let app = many.clone().env("WORKERS", 128).start();
+    assert_eq!(app.client().checkout("u", "i").status, 200);
+    drop(app);
+    for (workers, files) in [(40, 400), (128, 1000), (1, 200)] {
+        let case = format!("{workers} workers and {files} files");
+        check(&many.clone().env("WORKERS", workers).files(files), &case, &["WORKERS", "MAX_CONNECTIONS", "open files"]);
+    }
+    // What is asked for is enough.
+    let app = many.env("WORKERS", 40).files(50 + 64 + 128 + 40 * 8).start();
+    let clients: Vec<_> = (0..50).map(|n| (app.client(), n)).collect();
+    for (mut client, n) in clients {
+        assert_eq!(client.checkout(&format!("u{n}"), "i").status, 200);
+    }
 }
 
 #[test]
@@ -84,6 +127,27 @@ fn servers_that_cannot_be_reached_are_named() {
     let port = taken.local_addr().unwrap().port();
     check(&stack.app().env("SERVER_PORT", port), "a taken port", &["SERVER_PORT", &port.to_string()]);
     check(&stack.app().env("ADMIN_ADDR", process::local(port)), "a taken port", &["ADMIN_ADDR", &port.to_string()]);
+}
+
+#[test]
+fn silent_servers_are_named() {
+    let mut stack = Stack::new(Mode::Distributed);
+    // The kernel accepts for them, and nobody ever answers.
+    let silent = [(); 2].map(|()| TcpListener::bind(("127.0.0.1", 0)).unwrap());
+    let [one, two] = silent.each_ref().map(|listener| listener.local_addr().unwrap());
+    check(&stack.app().env("REDIS_ADDR", one), "a silent Redis", &["REDIS_ADDR", &one.to_string(), "no answer within"]);
+    let dsn = |hosts: &str, ports: String| format!("host={hosts} port={ports} user=postgres dbname=flashsale");
+    let port = one.port().to_string();
+    let app = stack.app().env("POSTGRES_DSN", dsn("127.0.0.1", port.clone()));
+    check(&app, "a silent Postgres", &["POSTGRES_DSN", &port, " within "]);
+    let both = format!("{port},{}", two.port());
+    let app = stack.app().env("POSTGRES_DSN", dsn("127.0.0.1,127.0.0.1", both.clone()));
+    check(&app, "two silent hosts", &["POSTGRES_DSN", &both, "no answer within"]);
+    let app = app.env("REDIS_ADDR", two);
+    check(&app, "nobody answers", &["REDIS_ADDR", &two.to_string(), "no answer within"]);
+    // A start that failed has used up no instance number: those are for ever.
+    let used: bool = stack.postgres().client().query_one("SELECT is_called FROM instances", &[]).unwrap().get(0);
+    assert!(!used);
 }
 
 #[test]

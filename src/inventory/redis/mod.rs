@@ -57,11 +57,13 @@ impl Shared {
 /// The inventory in Redis.
 pub struct RedisInventory {
     lanes: Vec<Arc<Lane>>,
+    recorder: Arc<Recorder>,
 }
 
 impl RedisInventory {
     /// Starts a driver on every core.
     pub fn start(cores: Cores, target: &Arc<Target>, shared: Shared) -> io::Result<RedisInventory> {
+        let recorder = shared.recorder.clone();
         let shared = Arc::new(shared);
         let mut lanes = Vec::with_capacity(cores.count());
         for core in cores.all() {
@@ -78,7 +80,7 @@ impl RedisInventory {
             cores.spawn(core, move || pipeline.run())?;
             lanes.push(lane);
         }
-        Ok(RedisInventory { lanes })
+        Ok(RedisInventory { lanes, recorder })
     }
 }
 
@@ -100,6 +102,7 @@ impl Inventory for RedisInventory {
         for ack in handoff.acks.drain(..) {
             ack.waiter.deliver(ack.ticket, if ok { ack.outcome } else { Outcome::Unavailable });
         }
+        self.recorder.give_back(handoff);
     }
 
     fn is_ready(&self) -> bool {

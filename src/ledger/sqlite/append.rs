@@ -4,17 +4,20 @@
 //! the ledger, save when the disk itself failed in the commit: then the rows may show up after a crash, and writing
 //! them again is harmless. Refuses to know where the records come from.
 
-use super::{EPOCH, FolderLock, connect, int};
+use super::{CHECKPOINT_PAGES, EPOCH, FolderLock, connect, int};
 use crate::code::Codes;
 use crate::domain::{HoldKey, RecordKind, RecordRef, Records};
 use crate::ledger::{Append, LedgerError};
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, ErrorCode, ToSql, TransactionBehavior};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const INSERT_HOLD: &str = "INSERT INTO ledger_holds VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING";
 const INSERT_PURCHASE: &str = "INSERT INTO ledger_purchases VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING";
+
+/// The room on the disk that a ledger needs to be trusted again after it refused: what it writes between two checkpoints.
+const PROBE_ROOM: u64 = CHECKPOINT_PAGES as u64 * 4096;
 
 /// The writer's handle.
 pub struct SqliteAppend {
@@ -42,22 +45,18 @@ impl Append for SqliteAppend {
         if batches.iter().any(|records| records.epoch != EPOCH) {
             return Err(LedgerError::Stale { current: EPOCH });
         }
-        let mut db = match self.db.take() {
-            Some(db) => db,
-            None => connect(&self.path)?,
-        };
-        match write(&mut db, &self.codes, batches) {
-            Ok(()) => {
-                self.db = Some(db);
-                Ok(())
-            }
-            Err(e) => {
-                // A full disk or a busy file is no fault of the connection, which has rolled back.
-                let healthy = matches!(e.code(), Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy));
-                self.db = (healthy && db.is_autocommit()).then_some(db);
-                Err(e.into())
-            }
+        on_connection(&mut self.db, &self.path, |db| write(db, &self.codes, batches))
+    }
+
+    fn probe(&mut self) -> Result<(), LedgerError> {
+        // A full disk takes a page that lies in the files already, and refuses the next batch all the same.
+        let disk =
+            rustix::fs::statvfs(&self.path).map_err(|e| LedgerError::Failed(format!("the ledger's disk: {e}")))?;
+        let room = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if room < PROBE_ROOM {
+            return Err(LedgerError::Failed(format!("the ledger's disk has {room} bytes left")));
         }
+        on_connection(&mut self.db, &self.path, probe)
     }
 }
 
@@ -97,6 +96,24 @@ impl From<WriteError> for LedgerError {
     }
 }
 
+/// Does `work` on the connection of `place`, made anew if there is none.
+fn on_connection(
+    place: &mut Option<Connection>,
+    path: &Path,
+    work: impl FnOnce(&mut Connection) -> Result<(), WriteError>,
+) -> Result<(), LedgerError> {
+    let mut db = match place.take() {
+        Some(db) => db,
+        None => connect(path)?,
+    };
+    let done = work(&mut db);
+    // A full disk or a busy file is no fault of the connection, which has rolled back.
+    let harmless = |e: &WriteError| matches!(e.code(), Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy));
+    let usable = done.as_ref().err().is_none_or(|e| harmless(e) && db.is_autocommit());
+    *place = usable.then_some(db);
+    Ok(done?)
+}
+
 /// One transaction; rolled back when dropped before its commit.
 fn write(db: &mut Connection, codes: &Codes, batches: &[&Records]) -> Result<(), WriteError> {
     // Immediate: to wait for the file is allowed only before anything was read.
@@ -116,6 +133,13 @@ fn write(db: &mut Connection, codes: &Codes, batches: &[&Records]) -> Result<(),
             }
         }
     }
+    Ok(tx.commit()?)
+}
+
+/// A transaction that leaves everything as it is, and has to be on the disk all the same.
+fn probe(db: &mut Connection) -> Result<(), WriteError> {
+    let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    tx.execute("UPDATE instances SET last = last", [])?;
     Ok(tx.commit()?)
 }
 

@@ -4,9 +4,11 @@ use super::http::Client;
 use super::process::{self, Program, exit_code, local};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
@@ -22,14 +24,27 @@ const STOP: Duration = Duration::from_secs(10);
 /// The settings of an instance to be started.
 #[derive(Clone, Default)]
 pub struct Builder {
-    env: BTreeMap<String, String>,
+    env: BTreeMap<String, OsString>,
+    files: Option<u64>,
     binary: Option<PathBuf>,
 }
 
 impl Builder {
     /// Sets a variable.
     pub fn env(mut self, name: &str, value: impl Display) -> Builder {
-        self.env.insert(name.to_owned(), value.to_string());
+        self.env.insert(name.to_owned(), value.to_string().into());
+        self
+    }
+
+    /// Sets a variable to what need not be text.
+    pub fn env_bytes(mut self, name: &str, value: &[u8]) -> Builder {
+        self.env.insert(name.to_owned(), OsString::from_vec(value.to_vec()));
+        self
+    }
+
+    /// Lets it open `limit` files at most.
+    pub fn files(mut self, limit: u64) -> Builder {
+        self.files = Some(limit);
         self
     }
 
@@ -76,9 +91,29 @@ impl Builder {
         Failure { code: exit_code(status), stderr: stderr.finish(), elapsed }
     }
 
+    /// Starts one that cannot go on, and sends it `signal` once it is `waiting`.
+    pub fn signal_while_starting(&self, signal: Signal, waiting: impl FnOnce()) -> Failure {
+        let dir = process::temp_dir();
+        let mut command = self.command(process::free_port(), process::free_port(), dir.path());
+        let mut program = Program::start("flashsale", &mut command, None);
+        let stderr = Captured::of(&mut program);
+        waiting();
+        let begun = Instant::now();
+        let status = program.end(signal, STOP);
+        Failure { code: exit_code(status), elapsed: begun.elapsed(), stderr: stderr.finish() }
+    }
+
     fn command(&self, port: u16, admin: u16, dir: &Path) -> Command {
         let binary = self.binary.as_deref().unwrap_or(Path::new(env!("CARGO_BIN_EXE_flashsale")));
-        let mut command = process::command(binary, "KILL", None);
+        let mut command = match self.files {
+            None => process::command(binary, "KILL", None),
+            Some(limit) => {
+                let prlimit = process::in_path("prlimit").expect("prlimit (of util-linux)");
+                let mut command = process::command(&prlimit, "KILL", None);
+                command.arg(format!("--nofile={limit}")).arg(binary);
+                command
+            }
+        };
         command.env_clear().current_dir(dir).env("RUST_BACKTRACE", "1").env("BIND_ADDR", "127.0.0.1");
         command.env("SERVER_PORT", port.to_string()).env("ADMIN_ADDR", local(admin).to_string());
         command.envs(&self.env);
@@ -92,7 +127,7 @@ pub struct Failure {
     pub code: i32,
     /// What it wrote to stderr.
     pub stderr: String,
-    /// How long it took.
+    /// How long it took, from the start or the signal.
     pub elapsed: Duration,
 }
 

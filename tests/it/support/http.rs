@@ -124,6 +124,14 @@ impl Client {
         self.drop_on_error(answer)
     }
 
+    /// Waits for the head of one answer, which has no body behind it: the one to a HEAD.
+    pub fn receive_head(&mut self) -> io::Result<Answer> {
+        let head = self.read_head();
+        let (answer, end) = self.drop_on_error(head)?;
+        self.unread.drain(..end);
+        Ok(answer)
+    }
+
     /// Says that no more requests come, as FIN does. Answers can still be received.
     pub fn finish(&mut self) {
         let stream = self.stream.as_ref().expect("a connection");
@@ -155,7 +163,7 @@ impl Client {
         result
     }
 
-    fn read_answer(&mut self) -> io::Result<Answer> {
+    fn read_head(&mut self) -> io::Result<(Answer, usize)> {
         let end = loop {
             if let Some(at) = self.unread.windows(4).position(|w| w == b"\r\n\r\n") {
                 break at + 4;
@@ -163,7 +171,12 @@ impl Client {
             self.read_more()?;
         };
         let head = String::from_utf8(self.unread[..end].to_vec()).map_err(io::Error::other)?;
-        let mut answer = parse_head(&head).ok_or_else(|| io::Error::other(format!("a bad head: {head:?}")))?;
+        let answer = parse_head(&head).ok_or_else(|| io::Error::other(format!("a bad head: {head:?}")))?;
+        Ok((answer, end))
+    }
+
+    fn read_answer(&mut self) -> io::Result<Answer> {
+        let (mut answer, end) = self.read_head()?;
         let length = answer.header("content-length").map_or(Ok(0), str::parse::<usize>).map_err(io::Error::other)?;
         while self.unread.len() < end + length {
             self.read_more()?;

@@ -1,0 +1,114 @@
+//! What a server does when it runs out of something: it refuses, and goes on when there is some again.
+
+use crate::support::app::App;
+use crate::support::clock;
+use crate::support::http::Client;
+use crate::support::process::poll;
+use crate::support::servers::{Mode, Stack};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use std::time::Duration;
+
+/// As long as a server that is short of something may need to notice that it no longer is.
+const RECOVERY: Duration = Duration::from_secs(10);
+
+fn start(stack: &Stack) -> App {
+    stack.app().env("SALE_SECONDS", clock::quiet_sale_seconds()).env("SALE_ITEMS", 1_000_000).start()
+}
+
+/// Lets the process of `app` have `limit` of `resource` at most.
+fn limit(app: &App, resource: Resource, limit: u64) {
+    let pid = Pid::from_raw(app.pid().try_into().unwrap());
+    let new = Rlimit { current: Some(limit), maximum: Some(limit) };
+    prlimit(pid, resource, new).unwrap();
+}
+
+fn virtual_bytes(app: &App) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", app.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+fn descriptors(app: &App) -> u64 {
+    std::fs::read_dir(format!("/proc/{}/fd", app.pid())).unwrap().count() as u64
+}
+
+/// A connection that was served once and stays open, or `None`.
+fn served(app: &App, user: u64) -> Option<Client> {
+    let mut client = app.client();
+    let answer = client.send_request("POST", &format!("/checkout?user_id=u{user}&id=i")).ok()?;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    Some(client)
+}
+
+/// A connection that got the answer of a path that is not there, and stays open.
+fn greeted(app: &App) -> Option<Client> {
+    let mut client = app.client();
+    client.send_request("GET", "/").is_ok_and(|answer| answer.status == 404).then_some(client)
+}
+
+fn serves_again(app: &App) {
+    poll("a server that serves again", RECOVERY, || served(app, u64::MAX));
+    let said = app.stderr();
+    assert_eq!(said.lines().filter(|line| line.contains("cannot accept connections")).count(), 1, "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+#[test]
+fn no_memory_for_a_connection() {
+    let stack = Stack::new(Mode::Embedded);
+    let app = start(&stack);
+    drop(served(&app, 0));
+    limit(&app, Resource::As, virtual_bytes(&app) + (8 << 20));
+    let (mut open, mut refused) = (Vec::new(), 0);
+    for user in 1.. {
+        assert!(user < 5_000, "{} connections fit into 8 MiB", open.len());
+        match served(&app, user) {
+            Some(client) => open.push(client),
+            None => refused += 1,
+        }
+        if refused == 3 {
+            break;
+        }
+    }
+    assert!(open.len() > 10, "{}", open.len());
+    let last = open.last_mut().unwrap();
+    assert_eq!(last.checkout("again", "i").status, 200, "those that are open go on");
+    drop(open);
+    serves_again(&app);
+}
+
+#[test]
+fn no_descriptor_for_a_connection() {
+    let stack = Stack::new(Mode::Embedded);
+    let app = start(&stack);
+    drop(served(&app, 0));
+    limit(&app, Resource::Nofile, descriptors(&app) + 8);
+    // The kernel makes these connections, whether the server can accept them or not.
+    let waiting: Vec<_> = (0..40).map(|_| std::net::TcpStream::connect(app.addr()).unwrap()).collect();
+    let said = || app.stderr().contains("cannot accept connections");
+    poll("a word about it", RECOVERY, || said().then_some(()));
+    drop(waiting);
+    // Those that have waited are accepted and dropped; then there is room.
+    serves_again(&app);
+}
+
+#[test]
+fn all_connections_are_taken() {
+    let stack = Stack::new(Mode::Embedded);
+    let app = stack.app().env("SALE_SECONDS", clock::quiet_sale_seconds()).env("MAX_CONNECTIONS", 4).start();
+    let mut open: Vec<Client> = poll("four connections", RECOVERY, || {
+        let found: Vec<Client> = (0..4).filter_map(|_| greeted(&app)).collect();
+        (found.len() == 4).then_some(found)
+    });
+    for _ in 0..3 {
+        let mut more = app.client();
+        more.send(b"").unwrap();
+        let answer = more.receive().unwrap();
+        assert_eq!((answer.status, answer.error().as_str()), (503, "unavailable"));
+        assert!(answer.retry_after() >= 1);
+        assert_eq!(answer.header("connection"), Some("close"));
+    }
+    assert!(open.iter_mut().all(|client| client.get("/").status == 404), "those that are open go on");
+    open.pop();
+    poll("the place that is free", RECOVERY, || greeted(&app));
+}
