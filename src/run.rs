@@ -87,11 +87,12 @@ pub fn run(config: Config) -> Result<ExitCode, String> {
     let shop = Shop::new(running.inventory.clone(), running.codes.clone(), catalog, running.patience);
     let shop = Arc::new(shop);
     start_mail(cores, mailboxes, &running.inventory).map_err(|e| format!("starting: {e}"))?;
+    // The next line may sell: from here on the end is an orderly one.
+    signals.selling();
     let server = Server::start(cores, listener, shop.clone(), config.max_connections);
     let server = Arc::new(server.map_err(|e| format!("SERVER_PORT: {e}"))?);
     let admin = start_admin(cores, admin_listener, &running, &server).map_err(|e| format!("ADMIN_ADDR: {e}"))?;
     start_ticks(cores, &server, &admin, &running.inventory).map_err(|e| format!("starting: {e}"))?;
-    signals.selling();
     announce(&config, &running, server.address(), admin.address());
     let signal = signals.wait();
     tracing::info!("{signal}: stopping");

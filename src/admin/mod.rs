@@ -45,7 +45,8 @@ pub enum Answer {
 
 impl Admin {
     fn is_healthy(&self) -> bool {
-        self.gate.load().selling && self.inventory.is_ready()
+        let view = self.gate.load();
+        view.selling && view.reachable && self.inventory.is_ready()
     }
 
     fn metrics(&self) -> String {

@@ -58,6 +58,9 @@ pub struct View {
     pub epoch: u64,
     /// Whether anything may be sold: not before the first opening, and not while a loss is suspected.
     pub selling: bool,
+    /// Whether the keeper heard of the inventory when it looked last. The cores find out by themselves; this is for those
+    /// who ask while nobody shops.
+    pub reachable: bool,
     /// The sales that have been opened and have not ended, by their start.
     pub sales: Vec<Terms>,
     /// Which Redis the epoch was opened on.
@@ -76,6 +79,7 @@ impl View {
         View {
             epoch: 0,
             selling: false,
+            reachable: true,
             sales: Vec::new(),
             identity: String::new(),
             clock: Clock::new(Instant::now(), 0),

@@ -198,6 +198,9 @@ impl Keeper {
     /// is away, and comes back as soon as there is no doubt.
     fn round(&mut self) -> Result<(), String> {
         let identity = self.store.identity();
+        if self.gate.load().reachable != identity.is_ok() {
+            self.gate.rcu(|view| View { reachable: identity.is_ok(), ..View::clone(view) });
+        }
         if identity.as_ref().is_ok_and(|identity| !self.epoch.identity.is_empty() && *identity != self.epoch.identity) {
             self.doubt.get_or_insert("Redis was started anew, or is another one".into());
         }

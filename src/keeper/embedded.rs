@@ -77,6 +77,7 @@ impl Keeper {
         self.gate.store(Arc::new(View {
             epoch: sqlite::EPOCH,
             selling: true,
+            reachable: true,
             sales: self.sales.terms(),
             identity: String::new(),
             clock: Clock::new(Instant::now(), now_ms),

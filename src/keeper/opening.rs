@@ -26,6 +26,7 @@ impl Keeper {
         self.gate.store(Arc::new(View {
             epoch: self.epoch.number,
             selling,
+            reachable: true,
             sales: self.open.clone(),
             identity: self.epoch.identity.clone(),
             clock: Clock::new(at, now_ms),

@@ -60,6 +60,11 @@ fn paths(mode: Mode) {
 fn nothing_can_be_sold() {
     let mut stack = Stack::new(Mode::Distributed);
     let app = stack.app().start();
+    // Frozen, while nobody shops.
+    stack.redis().pause();
+    poll("an unhealthy server", Duration::from_secs(10), || (ask(&app, "GET", "/health").status == 503).then_some(()));
+    stack.redis().resume();
+    poll("a healthy server", Duration::from_secs(10), || (ask(&app, "GET", "/health").status == 200).then_some(()));
     stack.redis().kill();
     let answer = poll("an unhealthy server", Duration::from_secs(10), || {
         let answer = ask(&app, "GET", "/health");

@@ -95,7 +95,7 @@ fn open_sale(target: &Arc<Target>) -> View {
     let built = store.build(&terms, 1, &Rebuilt::default(), &mut || Ok(())).unwrap();
     store.open(&built).unwrap();
     let clock = Clock::new(Instant::now(), store.now_ms().unwrap());
-    View { epoch: 1, selling: true, sales: vec![terms], identity: store.identity().unwrap(), clock }
+    View { epoch: 1, selling: true, reachable: true, sales: vec![terms], identity: store.identity().unwrap(), clock }
 }
 
 fn start(redis: &Redis) -> (Arc<Recorded>, Server<Recorded>) {
