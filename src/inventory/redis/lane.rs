@@ -145,7 +145,9 @@ impl Lane {
         if state.pending.len() == 1 && state.flights.len() < MAX_FLIGHTS {
             self.link.wake();
         }
-        self.seen.undecided.fetch_add(1, Ordering::AcqRel);
+        // Only this core writes it, so it needs no locked instruction.
+        let undecided = self.seen.undecided.load(Ordering::Relaxed);
+        self.seen.undecided.store(undecided + 1, Ordering::Release);
         None
     }
 
