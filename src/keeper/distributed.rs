@@ -242,7 +242,9 @@ impl Keeper {
     }
 
     fn resume_selling(&mut self) -> Result<(), String> {
-        if self.doubt.is_none() && !self.selling { self.publish(true) } else { Ok(()) }
+        // Before the first opening, or while somebody closes the epoch, there is nothing to sell under.
+        let may_sell = self.doubt.is_none() && !self.epoch.identity.is_empty();
+        if may_sell && !self.selling { self.publish(true) } else { Ok(()) }
     }
 
     fn look_at_ledger(&mut self) -> Result<(), String> {

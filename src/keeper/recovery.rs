@@ -127,6 +127,7 @@ impl Keeper {
         }
         // What one of our cores had just sent when selling stopped.
         self.drain_own();
+        self.still_opening()?;
         self.let_go(old, DRAIN_WAIT)?;
         self.ledger.raise(old, epoch).map_err(|e| e.to_string())?;
         // Whoever did not leave in time may have begun to write meanwhile. From here on nobody can begin.
