@@ -54,7 +54,7 @@ struct Args {
     /// Worker threads, each pinned to a core [default: the CPUs that this process may use]
     #[arg(long, env = "WORKERS", value_name = "WORKERS", value_parser = clap::value_parser!(u16).range(1..=MAX_WORKERS))]
     workers: Option<u16>,
-    /// Where health, metrics and the operator's page are served: never on the public port
+    /// Where health and metrics are served: never on the public port
     #[arg(long, env = "ADMIN_ADDR", value_name = "ADMIN_ADDR", default_value = "127.0.0.1:8081")]
     admin_addr: SocketAddr,
     /// Milliseconds that Redis may take for an answer

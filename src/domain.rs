@@ -144,6 +144,9 @@ impl Terms {
     }
 }
 
+/// The epoch of a process that runs by itself: there is no second opinion to fence off.
+pub const EMBEDDED_EPOCH: u64 = 1;
+
 /// What a shopper asks for.
 #[derive(Clone, Copy, Debug)]
 pub enum Request {

@@ -7,8 +7,10 @@
 use crate::core::{Bell, Ticket, Waiter};
 use crate::domain::{Outcome, Records, SaleId};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// An answer that waits until the records it travels with are in the ledger.
 pub struct Ack {
@@ -41,7 +43,7 @@ pub trait TakeBack: Send + Sync {
 pub enum Message {
     /// Write these.
     Records(Box<Handoff>),
-    /// Say when all that was sent before is written or given up: `true` if all of it was written.
+    /// Say when all that was sent before is written, given back or passed on.
     Flush(Sender<bool>),
     /// Write what is there, then end.
     Finish,
@@ -106,7 +108,12 @@ pub struct Counters {
     pub stale: AtomicU64,
     /// Whether the ledger refuses records at present, as the writer has found.
     pub refusing: AtomicBool,
+    /// Since when the writer waits for the ledger to take a batch, if it does.
+    pub writing: Mutex<Option<Instant>>,
 }
+
+/// A ledger that takes longer than this for a batch is as good as one that refuses: the answers run out of time.
+const STUCK: Duration = Duration::from_secs(2);
 
 /// The sending side, one for all cores.
 pub struct Recorder {
@@ -141,9 +148,9 @@ impl Counters {
         self.overflowed.load(Ordering::Relaxed).saturating_sub(self.reconciled.load(Ordering::Relaxed))
     }
 
-    /// Whether the ledger refuses records at present.
+    /// Whether the ledger refuses records at present, or does not come to an end with them.
     pub fn is_refusing(&self) -> bool {
-        self.refusing.load(Ordering::Relaxed)
+        self.refusing.load(Ordering::Relaxed) || self.writing.lock().is_some_and(|since| since.elapsed() > STUCK)
     }
 
     /// Records that were handed over and are not in the ledger yet.

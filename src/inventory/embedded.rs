@@ -9,8 +9,7 @@ use super::memory::{Decision, MemorySale};
 use super::{Gate, Inventory};
 use crate::code::{MAX_COUNTER, hold_number};
 use crate::core::{Bell, Cores, Ticket, Waiter};
-use crate::domain::{HoldNumber, Outcome, Record, Request, SaleId, Terms};
-use crate::ledger::sqlite::EPOCH;
+use crate::domain::{EMBEDDED_EPOCH, HoldNumber, Outcome, Record, Request, SaleId, Terms};
 use crate::record::{Ack, Handoff, Recorder, TakeBack};
 use may::io::WaitIoWaker;
 use parking_lot::Mutex;
@@ -141,7 +140,7 @@ impl EmbeddedInventory {
             if let Some(other) = open.take_if(|handoff| handoff.records.sale != sale) {
                 self.hand_over(&mut sales, other, told);
             }
-            let handoff = open.get_or_insert_with(|| self.parts.recorder.blank(desk.core, sale, EPOCH));
+            let handoff = open.get_or_insert_with(|| self.parts.recorder.blank(desk.core, sale, EMBEDDED_EPOCH));
             record.iter().for_each(|record| handoff.records.push(record));
             handoff.acks.push(ack);
         }
@@ -189,6 +188,9 @@ impl EmbeddedInventory {
     fn hand_over(&self, sales: &mut [MemorySale], handoff: Box<Handoff>, told: &mut Vec<Ack>) {
         if let Err(mut refused) = self.parts.recorder.hand_over(handoff) {
             undo(sales, &refused);
+            // Nobody has to write later what never happened.
+            let count = refused.records.len() as u64;
+            self.parts.recorder.counters().reconciled.fetch_add(count, Ordering::Relaxed);
             told.extend(refused.acks.drain(..).map(|ack| Ack { outcome: Outcome::Unavailable, ..ack }));
             self.parts.recorder.give_back(refused);
         }
@@ -234,8 +236,9 @@ impl Inventory for EmbeddedInventory {
     }
 
     fn is_ready(&self) -> bool {
-        // Nothing is decided that the ledger does not take.
-        !self.parts.recorder.counters().is_refusing()
+        // Nothing is decided that the ledger does not take, nor without a sale that is on.
+        let on = self.parts.gate.load().sale_at(wall_clock_ms()).is_some();
+        on && !self.parts.recorder.counters().is_refusing()
     }
 
     fn undecided(&self, core: usize) -> usize {
@@ -254,7 +257,7 @@ mod tests {
         Terms { sale: SaleId(1), items: 2, user_limit: 2, hold_ms: 100, starts_ms: 1_000, ends_ms: 2_000 };
 
     fn decide(sales: &Sales, sale: SaleId, work: impl FnOnce(&mut MemorySale) -> Decision) -> Box<Handoff> {
-        let mut records = Records::new(sale, EPOCH);
+        let mut records = Records::new(sale, EMBEDDED_EPOCH);
         let mut open = sales.0.lock();
         let sale = open.iter_mut().find(|open| open.terms().sale == sale).unwrap();
         if let Decision::Decided { record: Some(record), .. } = work(sale) {
@@ -296,7 +299,7 @@ mod tests {
         // Of a sale that is gone.
         let hold = HoldKey { sale: SaleId(1), number: HoldNumber(1) };
         sales.take_back(
-            &mut vec![Box::new(Handoff { core: 0, records: Records::new(hold.sale, EPOCH), acks: vec![] })],
+            &mut vec![Box::new(Handoff { core: 0, records: Records::new(hold.sale, EMBEDDED_EPOCH), acks: vec![] })],
             &mut |_| {},
         );
     }

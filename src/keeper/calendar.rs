@@ -12,29 +12,37 @@ const MAX_AHEAD: usize = 64;
 
 const _: () = assert!(MIN_AHEAD <= MAX_AHEAD);
 
-/// The terms of the sale after `last`, or of the one that is on at `now_ms` if that has ended.
+/// The terms of the first sale that is missing in `known` (by their start): from the one that is on at `now_ms`, without a
+/// gap, until far enough ahead. `None` if none is missing.
 ///
-/// Sales start at multiples of their length. Where the length was changed, the first sale of the new length is cut:
-/// it starts where the last one of the old length ended.
-pub fn next_terms(last: Option<&Terms>, now_ms: u64, settings: &SaleSettings) -> Terms {
-    let ended_ms = last.map_or(0, |terms| terms.ends_ms);
-    let grid_ms = ended_ms.max(now_ms) / settings.sale_ms * settings.sale_ms;
-    let starts_ms = grid_ms.max(ended_ms);
-    Terms {
+/// Sales start at multiples of their length. Where the length was changed, the first sale of the new length is cut: it
+/// starts where the one before it ended. What lies further ahead, planned by a clock that was ahead, fills no gap before it.
+pub fn next_terms(known: &[Terms], now_ms: u64, settings: &SaleSettings) -> Option<Terms> {
+    let (mut from_ms, mut ahead) = (now_ms, 0);
+    while let Some(terms) = known.iter().find(|terms| terms.is_on(from_ms)) {
+        ahead += usize::from(terms.starts_ms > now_ms);
+        if ahead >= MAX_AHEAD || (ahead >= MIN_AHEAD && terms.ends_ms >= now_ms + AHEAD_MS) {
+            return None;
+        }
+        from_ms = terms.ends_ms;
+    }
+    let ended = known.iter().map(|terms| terms.ends_ms).filter(|ends_ms| *ends_ms <= from_ms).max();
+    let next = known.iter().map(|terms| terms.starts_ms).filter(|starts_ms| *starts_ms > from_ms).min();
+    let grid_ms = from_ms / settings.sale_ms * settings.sale_ms;
+    let (starts_ms, ends_ms) = (grid_ms.max(ended.unwrap_or(0)), grid_ms + settings.sale_ms);
+    Some(Terms {
         sale: SaleId(starts_ms / 1000),
         items: settings.items,
         user_limit: settings.user_limit,
         hold_ms: settings.hold_ms,
         starts_ms,
-        ends_ms: grid_ms + settings.sale_ms,
-    }
+        ends_ms: ends_ms.min(next.unwrap_or(u64::MAX)),
+    })
 }
 
-/// Whether `known` (by their start) reach far enough beyond `now_ms`.
-pub fn is_far_enough(known: &[Terms], now_ms: u64) -> bool {
-    let Some(last) = known.last().filter(|last| last.ends_ms > now_ms) else { return false };
-    let ahead = known.iter().filter(|terms| terms.starts_ms > now_ms).count();
-    ahead >= MAX_AHEAD || (ahead >= MIN_AHEAD && last.ends_ms >= now_ms + AHEAD_MS)
+/// Whether `terms` share a moment with any of `known`: then somebody else has planned otherwise.
+pub fn overlaps(terms: &Terms, known: &[Terms]) -> bool {
+    known.iter().any(|other| terms.starts_ms < other.ends_ms && other.starts_ms < terms.ends_ms)
 }
 
 #[cfg(test)]
@@ -55,28 +63,34 @@ mod tests {
             starts_ms: starts * 1000,
             ends_ms: ends * 1000,
         };
-        let check = |last: Option<(u64, u64)>, now: u64, seconds: u64, want: (u64, u64)| {
-            let last = last.map(|(starts, ends)| terms(starts, ends));
-            assert_eq!(next_terms(last.as_ref(), now * 1000 + 7, &settings(seconds)), terms(want.0, want.1));
+        let check = |known: &[(u64, u64)], now: u64, seconds: u64, want: (u64, u64)| {
+            let known: Vec<Terms> = known.iter().map(|(starts, ends)| terms(*starts, *ends)).collect();
+            let got = next_terms(&known, now * 1000 + 7, &settings(seconds));
+            assert_eq!(got, Some(terms(want.0, want.1)));
+            assert!(!overlaps(&got.unwrap(), &known) && known.iter().all(|other| overlaps(other, &known)));
         };
-        check(None, 7205, 3600, (7200, 10800));
-        check(Some((7200, 10800)), 7205, 3600, (10800, 14400));
+        check(&[], 7205, 3600, (7200, 10800));
+        check(&[(7200, 10800)], 7205, 3600, (10800, 14400));
         // After a pause the present one comes next, not those that nobody saw.
-        check(Some((7200, 10800)), 20000, 3600, (18000, 21600));
+        check(&[(7200, 10800)], 20000, 3600, (18000, 21600));
         // Longer than before: the first one is cut.
-        check(Some((7260, 7320)), 7290, 3600, (7320, 10800));
-        check(Some((7260, 7320)), 7400, 3600, (7320, 10800));
+        check(&[(7260, 7320)], 7290, 3600, (7320, 10800));
+        check(&[(7260, 7320)], 7400, 3600, (7320, 10800));
         // Shorter than before, and not a divisor.
-        check(Some((7200, 10800)), 7205, 60, (10800, 10860));
-        check(Some((7200, 10800)), 7205, 7, (10800, 10801));
+        check(&[(7200, 10800)], 7205, 60, (10800, 10860));
+        check(&[(7200, 10800)], 7205, 7, (10800, 10801));
+        // A clock that was ahead has planned what is far away: the gap before it is filled, up to it.
+        check(&[(36_000, 39_600), (39_600, 43_200)], 7205, 3600, (7200, 10800));
+        check(&[(7200, 10800), (36_000, 39_600)], 7205, 3600, (10800, 14400));
+        check(&[(7200, 10800), (12_000, 39_600)], 7205, 3600, (10800, 12_000));
     }
 
     #[test]
     fn far_enough() {
         let check = |seconds: u64, want: usize| {
             let (now_ms, mut known) = (1_000_000_000, Vec::new());
-            while !is_far_enough(&known, now_ms) {
-                known.push(next_terms(known.last(), now_ms, &settings(seconds)));
+            while let Some(terms) = next_terms(&known, now_ms, &settings(seconds)) {
+                known.push(terms);
             }
             assert_eq!(known.len(), want, "{seconds}");
             assert!(known.windows(2).all(|pair| pair[0].ends_ms == pair[1].starts_ms));

@@ -2,13 +2,13 @@
 //!
 //! Owns the list of open sales. Invariant: a sale that is in the list holds all that the ledger has of it.
 
-use super::calendar::{is_far_enough, next_terms};
+use super::calendar::{next_terms, overlaps};
 use crate::config::SaleSettings;
-use crate::domain::Terms;
+use crate::domain::{EMBEDDED_EPOCH, Terms};
 use crate::inventory::embedded::{Sales, wall_clock_ms};
 use crate::inventory::memory::MemorySale;
 use crate::inventory::{Clock, Gate, View};
-use crate::ledger::{Ledger, LedgerError, SaleRow, sqlite};
+use crate::ledger::{Ledger, LedgerError, SaleRow};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,11 +61,25 @@ impl Keeper {
     fn round(&mut self) -> Result<(), LedgerError> {
         let now_ms = wall_clock_ms();
         let open = self.sales.terms();
-        let one_is_on = open.iter().any(|terms| terms.is_on(now_ms));
         let none_is_old = open.iter().all(|terms| terms.ends_ms + LINGER_MS > now_ms);
-        if one_is_on && none_is_old && is_far_enough(&open, now_ms) {
+        if none_is_old && next_terms(&open, now_ms, &self.settings).is_none() {
             return Ok(());
         }
+        let opened = self.open_due(now_ms, &open);
+        self.sales.forget(now_ms.saturating_sub(LINGER_MS));
+        // Also where only some of them could be opened: the view is what is open.
+        self.gate.store(Arc::new(View {
+            epoch: EMBEDDED_EPOCH,
+            selling: true,
+            reachable: true,
+            sales: self.sales.terms(),
+            identity: String::new(),
+            clock: Clock::new(Instant::now(), now_ms),
+        }));
+        opened
+    }
+
+    fn open_due(&mut self, now_ms: u64, open: &[Terms]) -> Result<(), LedgerError> {
         for row in self.due(now_ms)?.iter().filter(|row| row.terms.ends_ms > now_ms && !open.contains(&row.terms)) {
             if !row.opened {
                 self.ledger.mark_opened(row.terms.sale)?;
@@ -73,15 +87,6 @@ impl Keeper {
             let sale = self.rebuild(&row.terms, now_ms)?;
             self.sales.open(sale);
         }
-        self.sales.forget(now_ms.saturating_sub(LINGER_MS));
-        self.gate.store(Arc::new(View {
-            epoch: sqlite::EPOCH,
-            selling: true,
-            reachable: true,
-            sales: self.sales.terms(),
-            identity: String::new(),
-            clock: Clock::new(Instant::now(), now_ms),
-        }));
         Ok(())
     }
 
@@ -90,10 +95,13 @@ impl Keeper {
         let mut rows = self.ledger.sales(now_ms.saturating_sub(self.settings.sale_ms))?;
         loop {
             let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
-            if is_far_enough(&known, now_ms) {
-                return Ok(rows);
+            let Some(terms) = next_terms(&known, now_ms, &self.settings) else { return Ok(rows) };
+            let row = self.ledger.plan(&terms)?;
+            if overlaps(&row.terms, &known) {
+                return Err(LedgerError::Failed(format!("sale {} in the ledger overlaps another one", row.terms.sale)));
             }
-            rows.push(self.ledger.plan(&next_terms(known.last(), now_ms, &self.settings))?);
+            rows.push(row);
+            rows.sort_by_key(|row| row.terms.starts_ms);
         }
     }
 

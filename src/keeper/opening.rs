@@ -3,7 +3,7 @@
 //! Invariant: what is in `open` was found good, or was opened, under the keeper's epoch. Refuses to settle a doubt: it
 //! only raises one.
 
-use super::calendar::{is_far_enough, next_terms};
+use super::calendar::{next_terms, overlaps};
 use super::distributed::{Keeper, SHORT_WAIT};
 use super::store::Condition;
 use crate::domain::Terms;
@@ -40,7 +40,7 @@ impl Keeper {
         let now_ms = self.store.now_ms()?;
         let rows = self.rows(now_ms)?;
         let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
-        let mut missing = self.epoch.identity.is_empty() || !is_far_enough(&known, now_ms);
+        let mut missing = self.epoch.identity.is_empty() || next_terms(&known, now_ms, &self.settings).is_some();
         for (nth, row) in rows.iter().filter(|row| row.terms.ends_ms > now_ms).enumerate() {
             if self.open.contains(&row.terms) {
                 if nth < LOOKED_AT {
@@ -105,15 +105,13 @@ impl Keeper {
         }
         loop {
             let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
-            if is_far_enough(&known, now_ms) {
-                break;
-            }
-            let terms = next_terms(known.last(), now_ms, &self.settings);
+            let Some(terms) = next_terms(&known, now_ms, &self.settings) else { break };
             let row = self.ledger.plan(&terms).map_err(|e| e.to_string())?;
-            if known.last().is_some_and(|last| row.terms.starts_ms < last.ends_ms) {
-                return Err(format!("sale {} in the ledger overlaps the one before it", row.terms.sale));
+            if overlaps(&row.terms, &known) {
+                return Err(format!("sale {} in the ledger overlaps another one", row.terms.sale));
             }
             rows.push(row);
+            rows.sort_by_key(|row| row.terms.starts_ms);
         }
         for row in rows.iter().filter(|row| row.terms.ends_ms > now_ms) {
             if self.open.contains(&row.terms) {

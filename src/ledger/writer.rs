@@ -154,7 +154,9 @@ impl<A: Append + 'static> Writer<A> {
             let handoffs = &mut batch.handoffs;
             let records: Vec<&Records> = handoffs.iter().map(|h| &h.records).filter(|r| !r.is_empty()).collect();
             let nothing = records.is_empty();
+            *self.inbox.counters.writing.lock() = Some(Instant::now());
             let result = if nothing { Ok(()) } else { self.ledger.append(&records) };
+            *self.inbox.counters.writing.lock() = None;
             match result {
                 Ok(()) => {
                     if !nothing {

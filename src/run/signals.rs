@@ -19,6 +19,9 @@ pub struct Signals {
 impl Signals {
     /// Hears signals from now on. `Err` is why it cannot, in a line.
     pub fn listen() -> Result<Signals, String> {
+        // A file that may not grow any more is a refusal like a full disk, not the end: whoever catches this is told EFBIG.
+        let unread = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(signal_hook::consts::SIGXFSZ, unread).map_err(|e| format!("signals: {e}"))?;
         let raw = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(|e| format!("signals: {e}"))?;
         let (tell, first) = crossbeam_channel::bounded(1);
         let selling = Arc::new(AtomicBool::new(false));

@@ -7,6 +7,7 @@ use crate::support::history::{Checkout, History, Shopper, Told, load};
 use crate::support::http::Client;
 use crate::support::process::{self, poll};
 use crate::support::servers::{Mode, Stack};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use std::collections::HashSet;
 use std::path::Path;
 use std::process::Command;
@@ -284,4 +285,67 @@ fn a_full_disk() {
     let written: HashSet<&str> = rows.attempts.iter().map(|row| row.user.as_str()).collect();
     let lost = checkouts.iter().find(|c| matches!(c.told, Told::Lost(_)) && written.contains(c.user.as_str()));
     assert!(lost.is_none(), "{lost:?}");
+}
+
+#[test]
+fn a_size_limit() {
+    let stack = Stack::new(Mode::Embedded);
+    let terms =
+        Terms { items: 1_000_000, user_limit: 10, sale_seconds: clock::quiet_sale_seconds(), hold_seconds: 3600 };
+    let app = builder(stack.app(), &terms).start();
+    let limit = |current: Option<u64>| {
+        let pid = Pid::from_raw(app.pid().try_into().unwrap());
+        prlimit(pid, Resource::Fsize, Rlimit { current, maximum: None }).unwrap();
+    };
+    limit(Some(400_000));
+    let history = History::default();
+    let refused = || history.words().iter().filter(|word| *word == "lost: 503 unavailable").count();
+    let step = |shopper: &mut Shopper<'_>| {
+        shop(shopper, "u");
+        true
+    };
+    load(&[app.addr()], 8, &history, step, |stop| {
+        poll("refusals", Duration::from_secs(60), || (refused() > 500).then_some(()));
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(app.stderr().contains("the ledger does not take records"), "{}", app.stderr());
+    limit(None);
+    poll("a server that goes on", Duration::from_secs(20), || {
+        (app.client().checkout("after", "i").status == 200).then_some(())
+    });
+    let written: HashSet<String> = stack.ledger().rows().attempts.into_iter().map(|row| row.code).collect();
+    assert!(history.codes().iter().all(|code| written.contains(code)), "what was granted is on the disk");
+}
+
+#[test]
+fn a_folder_that_is_removed_under_it() {
+    let stack = Stack::new(Mode::Embedded);
+    let data = process::temp_dir();
+    let folder = data.path().join("data");
+    let app = stack.app().env("DATA_DIR", folder.display()).env("SALE_SECONDS", clock::quiet_sale_seconds()).start();
+    assert_eq!(app.client().checkout("u", "i").status, 200);
+    let moved = data.path().join("moved");
+    std::fs::rename(&folder, &moved).unwrap();
+    assert_eq!(app.client().checkout("u", "i").status, 503, "nobody would find it");
+    assert!(app.stderr().contains("removed or replaced"), "{}", app.stderr());
+    std::fs::rename(&moved, &folder).unwrap();
+    poll("a server that goes on", Duration::from_secs(10), || {
+        (app.client().checkout("u", "i").status == 200).then_some(())
+    });
+}
+
+#[test]
+fn a_clock_that_was_ahead() {
+    let stack = Stack::new(Mode::Embedded);
+    let data = process::temp_dir();
+    let builder = || stack.app().env("DATA_DIR", data.path().display()).env("SALE_SECONDS", 3600);
+    assert_eq!(builder().start().terminate(), 0);
+    // As if it had been a day later then.
+    let ledger = rusqlite::Connection::open(data.path().join("ledger.db")).unwrap();
+    let later =
+        "UPDATE sales SET sale_id = sale_id + 86400, starts_at = starts_at + 86400000, ends_at = ends_at + 86400000";
+    assert_eq!(ledger.execute(later, []).unwrap(), 3);
+    drop(ledger);
+    let app = builder().start();
+    assert_eq!(app.client().checkout("u", "i").status, 200, "{}", app.stderr());
 }

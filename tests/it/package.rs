@@ -70,6 +70,16 @@ fn the_verdict_sees_what_is_wrong() {
     }
     assert!(words.contains("verdict: WRONG"), "{words}");
 
+    // A server that refuses everybody: its sale cannot be on record, and is no good one.
+    let refusing = Stack::new(Mode::Embedded);
+    let catalog = scratch.path().join("catalog");
+    std::fs::write(&catalog, "{\"id\":\"none of them\",\"name\":\"n\",\"image\":\"/i\"}\n").unwrap();
+    let nothing = refusing.app().env("SALE_SECONDS", sale_seconds).env("CATALOG_FILE", catalog.display()).start();
+    let mut useless = loadtest(scratch.path());
+    let useless = useless.env("HOST", host(&nothing)).env("DATA_DIR", data_dir(&refusing)).output().unwrap();
+    assert_eq!(useless.status.code(), Some(1), "{}", said(&useless));
+    assert!(said(&useless).contains("WRONG  the server answers"), "{}", said(&useless));
+
     // What was granted has to be on record: here the ledger of another server is looked at.
     let other = Stack::new(Mode::Embedded);
     let elsewhere = other.app().env("SALE_SECONDS", sale_seconds).start();
@@ -107,9 +117,18 @@ fn a_load_test_that_cannot_be_made_says_why() {
         assert_eq!(output.status.code(), Some(2), "{settings:?}: {text}");
         words.iter().for_each(|word| assert!(text.contains(word), "{settings:?}: {word} is not in {text}"));
     }
+    let unknown = loadtest(scratch.path()).arg("fast").output().unwrap();
+    assert_eq!(unknown.status.code(), Some(2), "{}", said(&unknown));
+    let help = loadtest(scratch.path()).arg("--help").output().unwrap();
+    assert!(help.status.success() && said(&help).contains("DATA_DIR=./data wrk/loadtest.sh"), "{}", said(&help));
     let stack = Stack::new(Mode::Embedded);
-    let _app = stack.app().env("SALE_SECONDS", clock::quiet_sale_seconds()).start();
+    let app = stack.app().env("SALE_SECONDS", clock::quiet_sale_seconds()).start();
     let data = data_dir(&stack);
+    let mut nowhere = loadtest(scratch.path());
+    nowhere.env("HOST", host(&app)).env("DATA_DIR", &data).env("CODES", "/nowhere/codes.txt");
+    let nowhere = nowhere.output().unwrap();
+    assert_eq!(nowhere.status.code(), Some(2), "{}", said(&nowhere));
+    assert!(said(&nowhere).contains("cannot be written to /nowhere/codes.txt"), "{}", said(&nowhere));
     let nobody = loadtest(scratch.path()).env("HOST", format!("http://{closed}")).env("DATA_DIR", data).output();
     let nobody = nobody.unwrap();
     assert_eq!(nobody.status.code(), Some(2), "{}", said(&nobody));
@@ -155,8 +174,10 @@ fn the_composed_services_are_those_of_the_documents() {
         "POSTGRES_USER: postgres",
         "POSTGRES_PASSWORD: postgres",
         "published: 8080",
-        "published: 6379",
-        "published: 5432",
+        // One version of it says `127.0.0.1:6379:6379`, another one a line each.
+        "127.0.0.1",
+        "6379",
+        "5432",
         "condition: service_healthy",
         "- noeviction",
         "- --appendonly",

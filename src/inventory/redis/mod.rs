@@ -20,7 +20,7 @@ use lane::{Lane, Rider};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What all lanes share.
 pub struct Shared {
@@ -58,12 +58,13 @@ impl Shared {
 pub struct RedisInventory {
     lanes: Vec<Arc<Lane>>,
     recorder: Arc<Recorder>,
+    gate: Gate,
 }
 
 impl RedisInventory {
     /// Starts a driver on every core.
     pub fn start(cores: Cores, target: &Arc<Target>, shared: Shared) -> io::Result<RedisInventory> {
-        let recorder = shared.recorder.clone();
+        let (recorder, gate) = (shared.recorder.clone(), shared.gate.clone());
         let shared = Arc::new(shared);
         let mut lanes = Vec::with_capacity(cores.count());
         for core in cores.all() {
@@ -80,7 +81,7 @@ impl RedisInventory {
             cores.spawn(core, move || pipeline.run())?;
             lanes.push(lane);
         }
-        Ok(RedisInventory { lanes, recorder })
+        Ok(RedisInventory { lanes, recorder, gate })
     }
 }
 
@@ -106,7 +107,8 @@ impl Inventory for RedisInventory {
     }
 
     fn is_ready(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.is_connected())
+        let view = self.gate.load();
+        view.sale_at(view.clock.ms(Instant::now())).is_some() && self.lanes.iter().all(|lane| lane.is_connected())
     }
 
     fn undecided(&self, core: usize) -> usize {

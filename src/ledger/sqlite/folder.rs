@@ -6,9 +6,9 @@
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fmt;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why the embedded ledger did not open.
@@ -79,7 +79,7 @@ impl std::error::Error for OpenError {
 #[derive(Debug)]
 pub struct FolderLock {
     dir: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl FolderLock {
@@ -91,10 +91,23 @@ impl FolderLock {
         let lock = open.map_err(failed)?;
         // flock belongs to the open file: unlike fcntl's lock, it also keeps out a second handle in this process.
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(FolderLock { dir: dir.to_owned(), _lock: lock }),
+            Ok(()) => Ok(FolderLock { dir: dir.to_owned(), lock }),
             Err(Errno::WOULDBLOCK) => Err(OpenError::InUse { dir: dir.to_owned() }),
             Err(e) => Err(failed(e.into())),
         }
+    }
+
+    /// Whether the folder still is the one that was locked. If it was removed or replaced, what is written now goes to
+    /// files that nobody will find, and another process may use the folder.
+    pub fn is_in_place(&self) -> bool {
+        let same = |ours: Metadata, there: Metadata| (ours.dev(), ours.ino()) == (there.dev(), there.ino());
+        let there = std::fs::metadata(self.dir.join("lock"));
+        self.lock.metadata().ok().zip(there.ok()).is_some_and(|(ours, there)| same(ours, there))
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Makes the names of the folder's files survive a loss of power.

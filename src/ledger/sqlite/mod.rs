@@ -3,7 +3,7 @@
 //! Owns the folder (one process at a time, by a lock on `<DATA_DIR>/lock`), the file `ledger.db` and its schema.
 //! Two handles share the lock: [`SqliteLedger`] for the keeper and [`SqliteAppend`] for the writer, each with a
 //! connection of its own. Invariants: a committed transaction is on the disk (WAL, `synchronous=FULL`); the epoch is
-//! always [`EPOCH`], since there is no second opinion to fence off. Refuses to know the inventory and HTTP.
+//! always [`EMBEDDED_EPOCH`](crate::domain::EMBEDDED_EPOCH), since there is no second opinion to fence off. Refuses to know the inventory and HTTP.
 
 mod append;
 mod folder;
@@ -14,16 +14,15 @@ pub use append::SqliteAppend;
 pub use folder::OpenError;
 
 use super::{Ledger, LedgerError, SaleRow};
-use crate::code::{Codes, KEY_BYTES};
+use crate::code::{Codes, KEY_BYTES, MAX_INSTANCE};
 use crate::domain::{HoldNumber, HoldRow, Id, SaleId, Terms};
 use folder::FolderLock;
-use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior};
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// The only epoch of an embedded ledger.
-pub const EPOCH: u64 = 1;
 
 const SCHEMA: &str = include_str!("../../../sql/sqlite.sql");
 /// The version that `SCHEMA` writes into `meta`.
@@ -81,7 +80,12 @@ impl SqliteLedger {
 
 /// A connection with this ledger's settings.
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    let db = Connection::open(path)?;
+    // Made here, so that only this user may read the codes' key in it; SQLite's other files take after this one. What
+    // is wrong with the path SQLite says better.
+    let _ = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    // No URIs: a folder may be called `file:data`.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(BUSY)?;
     db.pragma_update_and_check(None, "journal_mode", "WAL", |row| {
         // Some file systems cannot share memory: SQLite then keeps the old mode without an error.
@@ -165,7 +169,9 @@ impl Ledger for SqliteLedger {
     }
 
     fn new_instance(&mut self) -> Result<u64, LedgerError> {
-        Ok(self.db.query_row("UPDATE instances SET last = last + 1 RETURNING last", [], |row| uint(row, 0))?)
+        let next = "UPDATE instances SET last = last + 1 WHERE last < ?1 RETURNING last";
+        let next = self.db.query_row(next, [int(MAX_INSTANCE)?], |row| uint(row, 0)).optional()?;
+        next.ok_or_else(|| LedgerError::Failed(format!("all {MAX_INSTANCE} starts of this ledger are used up")))
     }
 
     fn sales(&mut self, now_ms: u64) -> Result<Vec<SaleRow>, LedgerError> {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::domain::{HoldKey, Record, RecordKind, Records};
+use crate::domain::{EMBEDDED_EPOCH, HoldKey, Record, RecordKind, Records};
 use crate::ledger::Append;
 use std::os::unix::fs::PermissionsExt;
 use tempfile::TempDir;
@@ -26,7 +26,7 @@ fn record(kind: RecordKind, number: u64, user: &str) -> Record {
 }
 
 fn batch(sale: SaleId, rows: &[(RecordKind, u64, &str)]) -> Records {
-    let mut records = Records::new(sale, EPOCH);
+    let mut records = Records::new(sale, EMBEDDED_EPOCH);
     rows.iter().for_each(|(kind, number, user)| records.push(&record(*kind, *number, user)));
     records
 }
@@ -163,7 +163,7 @@ fn another_epoch_writes_nothing() {
     for epoch in [0, 2] {
         let stale = Records::new(SALE, epoch);
         let result = appender.append(&[&good, &stale]);
-        assert!(matches!(result, Err(LedgerError::Stale { current: EPOCH })));
+        assert!(matches!(result, Err(LedgerError::Stale { current: EMBEDDED_EPOCH })));
     }
     assert_eq!(ledger.counts(SALE, u64::MAX).unwrap(), (0, 0));
 }

@@ -7,8 +7,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// How long a connect, a write or a read may take.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connect, a write or a read may take: longer than any answer of the server.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// One answer.
 #[derive(Clone, Debug)]
