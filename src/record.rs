@@ -120,6 +120,7 @@ pub struct Recorder {
     sender: Sender<Message>,
     spare: Receiver<Box<Handoff>>,
     spare_in: Sender<Box<Handoff>>,
+    hurry: Sender<()>,
     counters: Arc<Counters>,
 }
 
@@ -129,6 +130,8 @@ pub struct Inbox {
     pub receiver: Receiver<Message>,
     /// Where emptied handoffs go that nobody waits for.
     pub spare: Sender<Box<Handoff>>,
+    /// Whether somebody waits for what could not be written yet: it is tried again at once.
+    pub hurry: Receiver<()>,
     /// Shared with the sending side.
     pub counters: Arc<Counters>,
 }
@@ -137,9 +140,10 @@ pub struct Inbox {
 pub fn channel(messages: usize) -> (Recorder, Inbox) {
     let (sender, receiver) = crossbeam_channel::bounded(messages);
     let (spare_in, spare) = crossbeam_channel::bounded(SPARE_HANDOFFS);
+    let (hurry, hurried) = crossbeam_channel::bounded(1);
     let counters = Arc::new(Counters::default());
-    let recorder = Recorder { sender, spare, spare_in: spare_in.clone(), counters: counters.clone() };
-    (recorder, Inbox { receiver, spare: spare_in, counters })
+    let recorder = Recorder { sender, spare, spare_in: spare_in.clone(), hurry, counters: counters.clone() };
+    (recorder, Inbox { receiver, spare: spare_in, hurry: hurried, counters })
 }
 
 impl Counters {
@@ -197,6 +201,11 @@ impl Recorder {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Has the writer try again at once, should it be waiting after a failure.
+    pub fn hurry(&self) {
+        let _ = self.hurry.try_send(());
     }
 
     /// The channel itself, for plain threads that may block on it.

@@ -67,6 +67,8 @@ pub struct Keeper {
     /// Who decides, and on how many cores; not there before the first opening.
     pub(super) inventory: Option<(Arc<dyn Inventory>, usize)>,
     pub(super) epoch: Epoch,
+    /// When the ledger's server was started that this instance found when it started itself.
+    pub(super) ledger_start: u64,
     /// The sales that are open under `epoch`, by their start.
     pub(super) open: Vec<Terms>,
     pub(super) selling: bool,
@@ -95,6 +97,7 @@ impl Keeper {
             recorder: parts.recorder,
             inventory: None,
             epoch: Epoch { number: 0, identity: String::new() },
+            ledger_start: 0,
             open: Vec::new(),
             selling: false,
             doubt: None,
@@ -107,6 +110,7 @@ impl Keeper {
         };
         keeper.store.check_server()?;
         keeper.epoch = keeper.ledger.epoch().map_err(|e| format!("POSTGRES_DSN: {e}"))?;
+        keeper.ledger_start = keeper.ledger.server_start().map_err(|e| format!("POSTGRES_DSN: {e}"))?.0;
         let begun = Instant::now();
         loop {
             match keeper.round() {
@@ -178,7 +182,7 @@ impl Keeper {
     }
 
     /// Says once what is wrong, and once that it is over.
-    fn report(&mut self, result: Result<(), String>) {
+    pub(super) fn report(&mut self, result: Result<(), String>) {
         match result {
             Ok(()) => {
                 if self.trouble.take().is_some() {
@@ -214,9 +218,6 @@ impl Keeper {
             } else {
                 self.settle(&doubt)?;
             }
-            // What this instance still had is back before its codes are asked for. If that fails, it comes again.
-            let placed = self.place_stale();
-            self.report(placed);
         }
         identity?;
         if !self.open.is_empty() {

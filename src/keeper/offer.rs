@@ -9,11 +9,15 @@ use crate::domain::{HoldNumber, RecordKind, RecordRef, Records, SaleId};
 use crate::inventory::redis::scripts::{self, queue_key, state_key};
 use crate::ledger::HoldRow;
 use redis::cmd;
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 /// Records that one script call decides.
 const CHUNK: usize = 200;
+/// How long the openers' lock is kept for the records of ended sales in a row: the others need it.
+const TURN: Duration = Duration::from_millis(500);
 /// Records that are written at once, about.
 const BATCH: usize = 2_000;
 
@@ -21,27 +25,43 @@ impl Keeper {
     /// Offers what the writer passed on to the sale as it is now. What fits is written under the present epoch; the
     /// rest is kept apart.
     pub(super) fn place_stale(&mut self) -> Result<(), String> {
-        while let Ok(handoff) = self.stale.try_recv() {
-            self.take_in(&handoff.records);
-        }
+        self.take_stale();
         if self.late.is_empty() {
             return Ok(());
         }
-        let placed = self.with_opening_lock(SHORT_WAIT, |keeper| {
-            while let Some(records) = keeper.late.pop_front() {
-                // They stay if this fails; a repetition finds what was placed already and changes nothing.
-                if let Err(why) = keeper.place(&records) {
-                    keeper.late.push_front(records);
-                    return Err(why);
-                }
-                let count = records.len() as u64;
-                keeper.recorder.counters().written.fetch_add(count, Ordering::Relaxed);
-                tracing::info!(sale = records.sale.0, epoch = records.epoch, count, "late records are settled");
-            }
-            Ok(())
-        });
         // If another instance has the lock, they wait for the next round.
-        placed.map(drop)
+        self.with_opening_lock(SHORT_WAIT, |keeper| keeper.place_late(true)).map(drop)
+    }
+
+    /// Takes in what the writer has passed on.
+    pub(super) fn take_stale(&mut self) {
+        while let Ok(handoff) = self.stale.try_recv() {
+            self.take_in(&handoff.records);
+        }
+    }
+
+    /// Places late records, under the openers' lock: those of the open sales, and of the `ended` ones too, as far as they
+    /// get within [`TURN`].
+    pub(super) fn place_late(&mut self, ended: bool) -> Result<(), String> {
+        let begun = Instant::now();
+        let mut sold = HashMap::new();
+        for _ in 0..self.late.len() {
+            let Some(records) = self.late.pop_front() else { break };
+            let is_open = self.open.iter().any(|terms| terms.sale == records.sale);
+            if !is_open && (!ended || begun.elapsed() > TURN) {
+                self.late.push_back(records);
+                continue;
+            }
+            // They stay if this fails; a repetition finds what was placed already and changes nothing.
+            if let Err(why) = self.place(&records, &mut sold) {
+                self.late.push_front(records);
+                return Err(why);
+            }
+            let count = records.len() as u64;
+            self.recorder.counters().written.fetch_add(count, Ordering::Relaxed);
+            tracing::info!(sale = records.sale.0, epoch = records.epoch, count, "late records are settled");
+        }
+        Ok(())
     }
 
     /// Puts late records to those of the same sale and epoch: they come in many small batches.
@@ -54,16 +74,20 @@ impl Keeper {
         }
     }
 
-    fn place(&mut self, late: &Records) -> Result<(), String> {
+    /// `known` keeps what is known of ended sales from one call to the next.
+    fn place(&mut self, late: &Records, known: &mut HashMap<SaleId, Sold>) -> Result<(), String> {
         let (mut fit, mut misfit) = (Records::new(late.sale, self.epoch.number), Records::new(late.sale, late.epoch));
         let all: Vec<RecordRef<'_>> = late.iter().collect();
-        let mut ended: Option<Sold> = None;
+        let mut has_ended = false;
         for chunk in all.chunks(CHUNK) {
-            let offered = if ended.is_none() { self.offer(late.sale, chunk)? } else { None };
-            let marks = match (offered, &mut ended) {
-                (Some(marks), _) => marks,
-                (None, Some(sold)) => sold.judge(chunk),
-                (None, ended) => ended.insert(self.sold(late.sale)?).judge(chunk),
+            let offered = if has_ended { None } else { self.offer(late.sale, chunk)? };
+            has_ended = offered.is_none();
+            let marks = match offered {
+                Some(marks) => marks,
+                None => match known.entry(late.sale) {
+                    Entry::Occupied(mut sold) => sold.get_mut().judge(chunk),
+                    Entry::Vacant(place) => place.insert(self.sold(late.sale)?).judge(chunk),
+                },
             };
             for (record, mark) in chunk.iter().zip(marks.bytes().chain(std::iter::repeat(b'M'))) {
                 let Ok(record) = record.to_owned() else { continue };

@@ -17,6 +17,10 @@ const LOCK_WAIT: Duration = Duration::from_secs(3);
 /// How long the other instances may take to stop, write what they have and let go of the old epoch. A dead one's
 /// lock is let go by Postgres; what a slow one still has is offered to Redis afterwards.
 const DRAIN_WAIT: Duration = Duration::from_secs(2);
+/// A Postgres that came back within this time has lost everybody's locks, so nobody can be waited for by his lock...
+const JUST_UP: Duration = Duration::from_secs(15);
+/// ...but only for so long: the others hear of the closing, and write what the outage has left with them.
+const BLIND_WAIT: Duration = Duration::from_millis(1_200);
 /// How long a transaction that was begun before the epoch was raised may take to commit.
 const COMMIT_WAIT: Duration = Duration::from_millis(500);
 /// How long a session that was told to end may take.
@@ -72,6 +76,12 @@ impl Keeper {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
+        self.flush(until);
+    }
+
+    /// Waits until `until` that the writer is done with all that it was given.
+    fn flush(&mut self, until: Instant) {
+        self.recorder.hurry();
         let (done, wait) = crossbeam_channel::bounded(1);
         let left = until.saturating_duration_since(Instant::now());
         if self.recorder.sender().send_timeout(Message::Flush(done), left).is_err()
@@ -83,7 +93,12 @@ impl Keeper {
 
     fn recover_locked(&mut self) -> Result<(), String> {
         let current = self.ledger.epoch().map_err(|e| e.to_string())?;
-        let identity = self.store.identity()?;
+        let mut identity = self.store.identity()?;
+        if current.identity != identity {
+            // A connection of old may still lead to a master that the others have left.
+            self.store.reconnect();
+            identity = self.store.identity()?;
+        }
         let now_ms = self.store.now_ms()?;
         let opened: Vec<Terms> = self
             .rows(now_ms)?
@@ -108,6 +123,10 @@ impl Keeper {
             self.reopen(current.number, newest + 1, &identity, &opened)?;
         }
         self.open = opened;
+        // What this instance still had comes before anybody sells: nobody else adopts the epoch before this is done.
+        self.take_stale();
+        let placed = self.place_late(false);
+        self.report(placed);
         self.ledger.join(self.epoch.number).map_err(|e| e.to_string())?;
         // A frozen opener may have come back long after others went on: he must not sell by what he has opened.
         let current = self.ledger.epoch().map_err(|e| e.to_string())?;
@@ -126,12 +145,22 @@ impl Keeper {
             self.store.close(terms, epoch)?;
         }
         // What one of our cores had just sent when selling stopped.
+        self.still_opening()?;
         self.drain_own();
         self.still_opening()?;
+        let (started, ago) = self.ledger.server_start().map_err(|e| e.to_string())?;
+        if started != self.ledger_start && ago < JUST_UP {
+            std::thread::sleep(BLIND_WAIT);
+            self.still_opening()?;
+        }
         self.let_go(old, DRAIN_WAIT)?;
         self.ledger.raise(old, epoch).map_err(|e| e.to_string())?;
         // Whoever did not leave in time may have begun to write meanwhile. From here on nobody can begin.
         self.let_go(old, COMMIT_WAIT)?;
+        // Our own writer gives up what it could not write under the old epoch, so that it can be placed.
+        self.still_opening()?;
+        self.flush(Instant::now() + OWN_DRAIN);
+        self.still_opening()?;
         let mut built = Vec::with_capacity(opened.len());
         let done = self.open_anew(epoch, identity, opened, &mut built);
         if done.is_err() {

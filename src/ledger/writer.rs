@@ -172,7 +172,8 @@ impl<A: Append + 'static> Writer<A> {
                         self.take_back(decider.as_ref(), batch);
                         return self.settle(&mut batch.handoffs, false);
                     }
-                    std::thread::sleep(backoff);
+                    // Whoever closes the epoch does not wait for long.
+                    let _ = self.inbox.hurry.recv_timeout(backoff);
                     backoff = (backoff * 2).min(MAX_BACKOFF);
                 }
             }

@@ -49,6 +49,9 @@ pub trait Protocol: Send + 'static {
     /// The connection is gone, or could not be made: commands that are not answered never will be.
     fn lost(&mut self, why: &str);
 
+    /// Whether the connection leads to a server that is not the one in force any more: it is ended.
+    fn is_outdated(&self) -> bool;
+
     /// Since when the oldest command waits for its reply.
     fn waiting_since(&self) -> Option<Instant>;
 }
@@ -169,6 +172,9 @@ impl<P: Protocol> Pipeline<P> {
         let mut answered = 0;
         loop {
             if answered == expected {
+                if self.protocol.is_outdated() {
+                    return (true, "another Redis is in force".into());
+                }
                 self.protocol.fill(&mut socket.unsent);
             }
             if let Err(e) = socket.send() {

@@ -66,6 +66,8 @@ pub(super) struct State {
     pub(super) clock: Option<Clock>,
     pub(super) latch: Option<Latch>,
     connected: bool,
+    /// Which Redis the connection was made to.
+    greeted: String,
 }
 
 /// One core's lane. Its state is locked by its own coroutines alone, never across a wait.
@@ -85,6 +87,12 @@ struct Seen {
 }
 
 impl State {
+    /// Whether the sales have moved to another Redis than the one that this connection leads to.
+    fn is_outdated(&mut self) -> bool {
+        let view = self.view.load();
+        view.selling && view.identity != self.greeted
+    }
+
     pub(super) fn now_ms(&mut self, at: Instant) -> u64 {
         let clock = self.clock.unwrap_or(self.view.load().clock);
         clock.ms(at)
@@ -101,6 +109,7 @@ impl Lane {
             clock: None,
             latch: None,
             connected: false,
+            greeted: String::new(),
         };
         Lane { core, shared, link, state: Mutex::new(state), seen: Seen::default() }
     }
@@ -154,8 +163,8 @@ impl Lane {
     /// A tick: lets the driver look at its time limits if there is anything to look at.
     pub(super) fn tick(&self) {
         let waits = {
-            let state = self.state.lock();
-            !state.connected || !state.flights.is_empty() || !state.pending.is_empty()
+            let mut state = self.state.lock();
+            !state.connected || !state.flights.is_empty() || !state.pending.is_empty() || state.is_outdated()
         };
         if waits {
             self.link.wake();
@@ -276,6 +285,7 @@ impl Protocol for Rider {
                     self.lane.shared.suspect(Suspicion::Identity(identity));
                     return Err("Redis was started anew or is another one".into());
                 }
+                self.lane.state.lock().greeted = identity;
             }
             1 => self.checkout_sha = text,
             _ => self.purchase_sha = text,
@@ -333,6 +343,10 @@ impl Protocol for Rider {
             tracing::warn!(core = self.lane.core, "the connection to Redis is gone: {why}");
         }
         self.lane.shared.suspect(Suspicion::Away(why.to_owned()));
+    }
+
+    fn is_outdated(&self) -> bool {
+        self.lane.state.lock().is_outdated()
     }
 
     fn waiting_since(&self) -> Option<Instant> {

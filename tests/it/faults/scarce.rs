@@ -17,10 +17,14 @@ fn scarce(items: u64) -> Terms {
 fn sell_out(addrs: &[SocketAddr], history: &History, terms: &Terms, fault: impl FnOnce()) {
     let step = |shopper: &mut Shopper<'_>| {
         match shopper.checkout(&format!("u{}", fastrand::u32(..4000)), "i") {
-            Told::Granted(code) => drop(decided(|| shopper.purchase(&code))),
+            // For as long as it takes: some faults last.
+            Told::Granted(code) => poll("a decision", SOLD_OUT, || {
+                std::thread::sleep(Duration::from_millis(5));
+                (!matches!(shopper.purchase(&code), Told::Lost(_))).then_some(())
+            }),
             // Nobody to buy from, or nothing: some pace keeps the history small.
             _ => std::thread::sleep(Duration::from_millis(5)),
-        }
+        };
         true
     };
     load(addrs, 8, history, step, |stop| {
@@ -58,6 +62,40 @@ fn wiped_with_two_instances_one_of_them_far_from_postgres() {
     // It has records on their way at any time.
     postgres.delay(Duration::from_millis(60));
     sell_out(&[near.addr(), far.addr()], &history, &terms, || stack.redis().wipe());
+    all_is_kept(&mut stack, &history, &terms);
+}
+
+#[test]
+fn wiped_while_postgres_is_away() {
+    let mut stack = Stack::alone(Mode::Distributed);
+    let (terms, history) = (scarce(6_000), History::default());
+    let apps = [with_terms(stack.app(), &terms).start(), with_terms(stack.app(), &terms).start()];
+    sell_out(&apps.each_ref().map(App::addr), &history, &terms, || {
+        stack.postgres().stop_immediate();
+        // What they sell now is with Redis, and with them.
+        sells(&history, 600);
+        std::thread::sleep(Duration::from_millis(1_500));
+        stack.redis().wipe();
+        stack.postgres().start_again();
+    });
+    all_is_kept(&mut stack, &history, &terms);
+}
+
+#[test]
+fn written_late_by_the_one_who_rebuilds() {
+    let mut stack = Stack::alone(Mode::Distributed);
+    let (terms, history) = (scarce(2_000), History::default());
+    let app = with_terms(stack.app(), &terms).start();
+    let mut client = stack.postgres().client();
+    sell_out(&[app.addr()], &history, &terms, || {
+        // Its writer is stuck, and its keeper is not.
+        client.batch_execute("BEGIN; LOCK TABLE ledger_purchases, ledger_holds IN SHARE MODE").unwrap();
+        sells(&history, 300);
+        stack.redis().wipe();
+        poll("an epoch that is being closed", GOING_ON, || app.stderr().contains("rebuilding").then_some(()));
+        poll("the end of its writer", GOING_ON * 2, || app.stderr().contains("its sessions are ended").then_some(()));
+        client.batch_execute("ROLLBACK").unwrap();
+    });
     all_is_kept(&mut stack, &history, &terms);
 }
 
