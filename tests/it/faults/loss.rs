@@ -137,6 +137,37 @@ fn demoted_under_open_connections() {
 }
 
 #[test]
+fn two_masters_and_connections_to_both() {
+    let mut stack = Stack::on_redis(Redis::start_with(COPIED_AT_ONCE));
+    let replica = Redis::start_with(COPIED_AT_ONCE);
+    let (terms, history) = (plenty(), History::default());
+    let proxy = Proxy::to(stack.redis().addr());
+    let builder = || with_terms(stack_app(&stack, &proxy), &terms);
+    let app = builder().start();
+    replica.replica_of(stack.redis_ref());
+    sells_at(app.addr(), &history);
+    // The old master lives on, and whoever is connected to it stays so.
+    replica.promote();
+    proxy.point(replica.addr());
+    let other = builder().start();
+    sells_at(other.addr(), &history);
+    sells_at(app.addr(), &history);
+    let mut client = stack.postgres().client();
+    let mut epoch = || client.query_one("SELECT number FROM ledger_fence", &[]).unwrap().get::<_, i64>(0);
+    let settled = epoch();
+    for _ in 0..20 {
+        let told = [app.addr(), other.addr()].map(|addr| decided(|| probe(addr, &history).0).0);
+        assert!(told.iter().all(|told| matches!(told, Told::Granted(_))), "{told:?}");
+    }
+    assert_eq!(epoch(), settled, "they do not close each other's epoch");
+    audit::check(&history, &stack.ledger(), &terms);
+}
+
+fn stack_app(stack: &Stack, proxy: &Proxy) -> crate::support::app::Builder {
+    stack.app().env("REDIS_ADDR", proxy.addr())
+}
+
+#[test]
 fn pointed_at_the_promoted_replica() {
     let mut stack = Stack::on_redis(Redis::start_with(COPIED_AT_ONCE));
     let replica = Redis::start_with(COPIED_AT_ONCE);
