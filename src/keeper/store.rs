@@ -317,14 +317,7 @@ impl Store {
             ("free", free),
             ("held", rebuilt.held),
             ("purchased", rebuilt.purchased),
-            // Those that found no item left count too: their rows are in the ledger.
-            (
-                "taken",
-                (rebuilt.holds.values().map(|(known, _)| known))
-                    .chain(rebuilt.misfits.iter().map(|(_, known)| known))
-                    .filter(|known| known.has_checkout())
-                    .count() as u64,
-            ),
+            ("taken", rebuilt.holds.values().filter(|(known, _)| known.has_checkout()).count() as u64),
             ("queue", rebuilt.held),
         ] {
             set.arg(field).arg(value);
