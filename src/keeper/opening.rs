@@ -122,7 +122,9 @@ impl Keeper {
                     continue;
                 }
                 // Nobody can have sold in a sale that has not begun: whoever noted it died before he put it in place.
-                if row.terms.starts_ms <= now_ms || self.store.condition(row.terms.sale, 0)? != Condition::Missing {
+                // The time is asked for after its state was not found: it may have begun since this round did.
+                let missing = self.store.condition(row.terms.sale, 0)? == Condition::Missing;
+                if !missing || row.terms.starts_ms <= self.store.now_ms()? {
                     return self.look_at_state(&row.terms);
                 }
             } else {

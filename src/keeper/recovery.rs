@@ -140,6 +140,7 @@ impl Keeper {
     fn reopen(&mut self, old: u64, epoch: u64, identity: &str, opened: &[Terms]) -> Result<(), String> {
         tracing::warn!(epoch, sales = opened.len(), "rebuilding under a new epoch");
         // All hear that selling is over, and may write what they have: until the epoch is raised, it is in force.
+        self.still_opening()?;
         self.ledger.announce_closing(old).map_err(|e| e.to_string())?;
         for terms in opened {
             self.store.close(terms, epoch)?;
@@ -178,6 +179,8 @@ impl Keeper {
         built: &mut Vec<Built>,
     ) -> Result<(), String> {
         for terms in opened {
+            // A small sale gives no other sign of life.
+            self.still_opening()?;
             let (rebuilt, whole) = self.merge(terms, epoch)?;
             if whole {
                 self.store.forget(terms, epoch)?;
