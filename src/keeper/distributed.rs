@@ -67,8 +67,8 @@ pub struct Keeper {
     /// Who decides, and on how many cores; not there before the first opening.
     pub(super) inventory: Option<(Arc<dyn Inventory>, usize)>,
     pub(super) epoch: Epoch,
-    /// When the ledger's server was started that this instance found when it started itself.
-    pub(super) ledger_start: u64,
+    /// When the ledger last did not answer, or had lost this instance's session.
+    pub(super) ledger_away: Option<Instant>,
     /// The sales that are open under `epoch`, by their start.
     pub(super) open: Vec<Terms>,
     pub(super) selling: bool,
@@ -97,7 +97,7 @@ impl Keeper {
             recorder: parts.recorder,
             inventory: None,
             epoch: Epoch { number: 0, identity: String::new() },
-            ledger_start: 0,
+            ledger_away: None,
             open: Vec::new(),
             selling: false,
             doubt: None,
@@ -110,7 +110,6 @@ impl Keeper {
         };
         keeper.store.check_server()?;
         keeper.epoch = keeper.ledger.epoch().map_err(|e| format!("POSTGRES_DSN: {e}"))?;
-        keeper.ledger_start = keeper.ledger.server_start().map_err(|e| format!("POSTGRES_DSN: {e}"))?.0;
         let begun = Instant::now();
         loop {
             match keeper.round() {
@@ -182,7 +181,7 @@ impl Keeper {
     }
 
     /// Says once what is wrong, and once that it is over.
-    pub(super) fn report(&mut self, result: Result<(), String>) {
+    fn report(&mut self, result: Result<(), String>) {
         match result {
             Ok(()) => {
                 if self.trouble.take().is_some() {
@@ -201,6 +200,8 @@ impl Keeper {
     /// Looks at Redis and at the ledger; settles what is in doubt; opens what is due. Selling goes on where the ledger
     /// is away, and comes back as soon as there is no doubt.
     fn round(&mut self) -> Result<(), String> {
+        // First, and also where Redis is away: the others may be closing the epoch, and wait for us to leave it.
+        let looked = if is_due(self.looked, LOOK_EVERY) { self.look_at_ledger() } else { Ok(()) };
         let identity = self.store.identity();
         if self.gate.load().reachable != identity.is_ok() {
             self.gate.rcu(|view| View { reachable: identity.is_ok(), ..View::clone(view) });
@@ -208,8 +209,6 @@ impl Keeper {
         if identity.as_ref().is_ok_and(|identity| !self.epoch.identity.is_empty() && *identity != self.epoch.identity) {
             self.doubt.get_or_insert("Redis was started anew, or is another one".into());
         }
-        // Also where Redis is away: the others may be closing the epoch, and wait for us to leave it.
-        let looked = if is_due(self.looked, LOOK_EVERY) { self.look_at_ledger() } else { Ok(()) };
         if let Some(doubt) = self.doubt.clone() {
             self.stop_selling(&doubt);
             if identity.is_err() {
@@ -255,6 +254,7 @@ impl Keeper {
         if looked.is_err() {
             // Its records may have found no room meanwhile.
             self.upkeep.hurry();
+            self.ledger_away = self.looked;
         }
         looked
     }
@@ -272,6 +272,9 @@ impl Keeper {
         if self.doubt.is_none() && !self.epoch.identity.is_empty() && !self.ledger.is_member() {
             // The session is gone, with Postgres or without. Redis fences us meanwhile: whoever closes the epoch closes
             // the states there first. Never of an epoch that nobody sells under: its members are waited for.
+            if self.selling {
+                self.ledger_away = self.looked;
+            }
             self.ledger.join(self.epoch.number).map_err(|e| e.to_string())?;
         }
         Ok(())

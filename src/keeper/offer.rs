@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 /// Records that one script call decides.
 const CHUNK: usize = 200;
-/// How long the openers' lock is kept for the records of ended sales in a row: the others need it.
+/// How long the openers' lock is kept for records of ended sales, or for such that cannot be placed: the others need it.
 const TURN: Duration = Duration::from_millis(500);
 /// Records that are written at once, about.
 const BATCH: usize = 2_000;
@@ -44,7 +44,7 @@ impl Keeper {
     /// get within [`TURN`].
     pub(super) fn place_late(&mut self, ended: bool) -> Result<(), String> {
         let begun = Instant::now();
-        let mut sold = HashMap::new();
+        let (mut sold, mut failed) = (HashMap::new(), Ok(()));
         for _ in 0..self.late.len() {
             let Some(records) = self.late.pop_front() else { break };
             let is_open = self.open.iter().any(|terms| terms.sale == records.sale);
@@ -52,16 +52,21 @@ impl Keeper {
                 self.late.push_back(records);
                 continue;
             }
-            // They stay if this fails; a repetition finds what was placed already and changes nothing.
+            // They stay if this fails; a repetition finds what was placed already and changes nothing. One sale's failure
+            // keeps no other's waiting.
             if let Err(why) = self.place(&records, &mut sold) {
-                self.late.push_front(records);
-                return Err(why);
+                self.late.push_back(records);
+                failed = failed.and(Err(why));
+                if begun.elapsed() > TURN {
+                    break;
+                }
+                continue;
             }
             let count = records.len() as u64;
             self.recorder.counters().written.fetch_add(count, Ordering::Relaxed);
             tracing::info!(sale = records.sale.0, epoch = records.epoch, count, "late records are settled");
         }
-        Ok(())
+        failed
     }
 
     /// Puts late records to those of the same sale and epoch: they come in many small batches.

@@ -98,10 +98,12 @@ impl Keeper {
             }
             let identity = self.store.identity()?;
             self.ledger.set_identity(current.number, &identity).map_err(|e| e.to_string())?;
-            self.ledger.join(current.number).map_err(|e| e.to_string())?;
             self.epoch.identity = identity;
         } else {
             self.epoch = current;
+        }
+        if !self.ledger.is_member() {
+            self.ledger.join(self.epoch.number).map_err(|e| e.to_string())?;
         }
         loop {
             let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
@@ -133,8 +135,11 @@ impl Keeper {
             }
             let built = self.rebuild(&row.terms, self.epoch.number)?;
             // Whoever was frozen until now opens nothing: others have come since.
-            self.ledger.still_opening().map_err(|e| e.to_string())?;
-            self.store.open(&built)?;
+            let opened = self.ledger.still_opening().map_err(|e| e.to_string()).and_then(|()| self.store.open(&built));
+            if opened.is_err() {
+                self.store.discard(&built);
+                return opened;
+            }
             self.warn_of_other_settings(&row.terms);
             tracing::info!(sale = row.terms.sale.0, items = row.terms.items, "opened");
             self.open.push(row.terms);

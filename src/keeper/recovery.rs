@@ -17,8 +17,8 @@ const LOCK_WAIT: Duration = Duration::from_secs(3);
 /// How long the other instances may take to stop, write what they have and let go of the old epoch. A dead one's
 /// lock is let go by Postgres; what a slow one still has is offered to Redis afterwards.
 const DRAIN_WAIT: Duration = Duration::from_secs(2);
-/// A Postgres that came back within this time has lost everybody's locks, so nobody can be waited for by his lock...
-const JUST_UP: Duration = Duration::from_secs(15);
+/// Where the ledger was away within this time, it may have lost everybody's locks: nobody can be waited for by his...
+const JUST_BACK: Duration = Duration::from_secs(15);
 /// ...but only for so long: the others hear of the closing, and write what the outage has left with them.
 const BLIND_WAIT: Duration = Duration::from_millis(1_200);
 /// How long a transaction that was begun before the epoch was raised may take to commit.
@@ -118,22 +118,31 @@ impl Keeper {
             }
         }
         if good {
-            self.epoch = current;
+            (self.epoch, self.open) = (current, opened);
+            self.place_own();
         } else {
             self.reopen(current.number, newest + 1, &identity, &opened)?;
         }
-        self.open = opened;
-        // What this instance still had comes before anybody sells: nobody else adopts the epoch before this is done.
-        self.take_stale();
-        let placed = self.place_late(false);
-        self.report(placed);
+        self.join_in().inspect_err(|_| {
+            // Nobody may be waited for who is no member in earnest.
+            let _ = self.ledger.leave();
+        })
+    }
+
+    /// Becomes a member of the epoch, if it still is the one in force.
+    fn join_in(&mut self) -> Result<(), String> {
         self.ledger.join(self.epoch.number).map_err(|e| e.to_string())?;
         // A frozen opener may have come back long after others went on: he must not sell by what he has opened.
         let current = self.ledger.epoch().map_err(|e| e.to_string())?;
-        if current != self.epoch {
-            return Err(format!("the ledger has moved on to epoch {}", current.number));
+        if current == self.epoch { Ok(()) } else { Err(format!("the ledger has moved on to epoch {}", current.number)) }
+    }
+
+    /// Places what this instance's writer could not write. What cannot be placed comes again.
+    fn place_own(&mut self) {
+        self.take_stale();
+        if let Err(why) = self.place_late(false) {
+            tracing::warn!("late records are not placed yet: {why}");
         }
-        Ok(())
     }
 
     /// Closes the epoch `old`, and opens all sales anew under `epoch`.
@@ -149,8 +158,7 @@ impl Keeper {
         self.still_opening()?;
         self.drain_own();
         self.still_opening()?;
-        let (started, ago) = self.ledger.server_start().map_err(|e| e.to_string())?;
-        if started != self.ledger_start && ago < JUST_UP {
+        if self.ledger_away.is_some_and(|away| away.elapsed() < JUST_BACK) {
             std::thread::sleep(BLIND_WAIT);
             self.still_opening()?;
         }
@@ -166,8 +174,12 @@ impl Keeper {
         let done = self.open_anew(epoch, identity, opened, &mut built);
         if done.is_err() {
             built.iter().for_each(|built| self.store.discard(built));
+            return done;
         }
-        done
+        (self.epoch, self.open) = (Epoch { number: epoch, identity: identity.to_owned() }, opened.to_vec());
+        // What this instance still had comes before anybody sells: without the identity nobody adopts the epoch.
+        self.place_own();
+        self.ledger.set_identity(epoch, identity).map_err(|e| e.to_string())
     }
 
     /// Rebuilds the closed sales and puts them in place. What was built so far is left in `built`.
@@ -187,16 +199,14 @@ impl Keeper {
             }
             built.push(self.build(terms, epoch, &rebuilt)?);
         }
-        // The last look before it sells: still the one who opens, still the same epoch and the same Redis.
+        // The last look: still the one who opens, and still the same Redis.
         self.still_opening()?;
-        self.ledger.set_identity(epoch, identity).map_err(|e| e.to_string())?;
         if self.store.identity()? != identity {
             return Err("Redis was started anew in the middle of rebuilding".into());
         }
         for built in built {
             self.store.open(built)?;
         }
-        self.epoch = Epoch { number: epoch, identity: identity.to_owned() };
         Ok(())
     }
 

@@ -99,9 +99,6 @@ pub trait Fence: Ledger {
     /// The epoch in force (1 in a new ledger).
     fn epoch(&mut self) -> Result<Epoch, LedgerError>;
 
-    /// When the ledger's server was started (in its own unix milliseconds), and how long ago: all locks of before are gone.
-    fn server_start(&mut self) -> Result<(u64, std::time::Duration), LedgerError>;
-
     /// Takes this instance's shared lock of `epoch`, letting go of the one it had. Held by a session of its own until
     /// [`Fence::leave`], the next `join`, or the session's end.
     fn join(&mut self, epoch: u64) -> Result<(), LedgerError>;

@@ -173,7 +173,9 @@ impl<A: Append + 'static> Writer<A> {
                         return self.settle(&mut batch.handoffs, false);
                     }
                     // Whoever closes the epoch does not wait for long.
-                    let _ = self.inbox.hurry.recv_timeout(backoff);
+                    if self.inbox.hurry.recv_timeout(backoff) == Err(RecvTimeoutError::Disconnected) {
+                        std::thread::sleep(backoff);
+                    }
                     backoff = (backoff * 2).min(MAX_BACKOFF);
                 }
             }

@@ -39,15 +39,6 @@ impl Fence for PostgresLedger {
         })
     }
 
-    fn server_start(&mut self) -> Result<(u64, Duration), LedgerError> {
-        self.run(async |wire| {
-            const START: &str = "SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000)::bigint, \
-                greatest(0, extract(epoch FROM now() - pg_postmaster_start_time()) * 1000)::bigint";
-            let row = wire.client.query_one(START, &[]).await?;
-            Ok((number(&row, 0)?, Duration::from_millis(number(&row, 1)?)))
-        })
-    }
-
     fn join(&mut self, epoch: u64) -> Result<(), LedgerError> {
         let key = epoch_key(epoch)?;
         let mut session = match self.member.take() {
