@@ -44,7 +44,7 @@ pub enum Message {
     /// Write these.
     Records(Box<Handoff>),
     /// Say when all that was sent before is written, given back or passed on.
-    Flush(Sender<bool>),
+    Flush(Sender<()>),
     /// Write what is there, then end.
     Finish,
 }

@@ -88,7 +88,11 @@ impl Shared {
         if over {
             self.deadline_ms.store(0, Ordering::Relaxed);
         }
-        if self.paused.swap(false, Ordering::Relaxed) || over {
+        let paused = self.paused.load(Ordering::Relaxed);
+        if paused {
+            self.paused.store(false, Ordering::Relaxed);
+        }
+        if paused || over {
             self.io.waker().wakeup();
         }
     }

@@ -55,7 +55,7 @@ struct Batch {
     handoffs: Vec<Box<Handoff>>,
     rows: usize,
     awaited: bool,
-    flushes: Vec<Sender<bool>>,
+    flushes: Vec<Sender<()>>,
     finish: bool,
 }
 
@@ -96,7 +96,7 @@ impl<A: Append + 'static> Writer<A> {
             trouble.settle(Instant::now());
             self.inbox.counters.refusing.store(trouble.is_on(), Ordering::Relaxed);
             for done in batch.flushes {
-                let _ = done.try_send(true);
+                let _ = done.try_send(());
             }
             if batch.finish {
                 return;

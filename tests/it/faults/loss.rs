@@ -5,7 +5,8 @@ use crate::support::proxy::Proxy;
 use crate::support::servers::{Mode, Redis, Stack};
 
 /// Keeps its data, but every crash takes what a real one might have taken: see [`Redis::cut_append_only_file`].
-const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "no", "--auto-aof-rewrite-percentage", "0"];
+pub(super) const DURABLE: &[&str] =
+    &["--appendonly", "yes", "--appendfsync", "no", "--auto-aof-rewrite-percentage", "0"];
 /// Begins to copy itself to a replica at once, and not after five seconds.
 const COPIED_AT_ONCE: &[&str] = &["--appendonly", "no", "--repl-diskless-sync-delay", "0"];
 
@@ -93,14 +94,29 @@ fn restarted_without_its_last_second() {
     });
 }
 
+/// An instance that reaches its Redis, which has a replica, by a proxy.
+pub(super) struct Replicated {
+    pub(super) stack: Stack,
+    pub(super) replica: Redis,
+    pub(super) proxy: Proxy,
+    pub(super) app: App,
+}
+
+impl Replicated {
+    pub(super) fn start(terms: &Terms) -> Replicated {
+        let mut stack = Stack::on_redis(Redis::start_with(COPIED_AT_ONCE));
+        let replica = Redis::start_with(COPIED_AT_ONCE);
+        let proxy = Proxy::to(stack.redis().addr());
+        let app = with_terms(stack.app().env("REDIS_ADDR", proxy.addr()), terms).start();
+        replica.replica_of(stack.redis());
+        Replicated { stack, replica, proxy, app }
+    }
+}
+
 #[test]
 fn failed_over_and_back() {
-    let mut stack = Stack::on_redis(Redis::start_with(COPIED_AT_ONCE));
-    let replica = Redis::start_with(COPIED_AT_ONCE);
     let (terms, history) = (plenty(), History::default());
-    let proxy = Proxy::to(stack.redis().addr());
-    let app = with_terms(stack.app().env("REDIS_ADDR", proxy.addr()), &terms).start();
-    replica.replica_of(stack.redis());
+    let Replicated { mut stack, replica, proxy, app } = Replicated::start(&terms);
     let ledger = stack.ledger();
     let addr = app.addr();
     under_load(&[&app], &history, &ledger, &terms, || {
@@ -120,12 +136,8 @@ fn failed_over_and_back() {
 
 #[test]
 fn demoted_under_open_connections() {
-    let mut stack = Stack::on_redis(Redis::start_with(COPIED_AT_ONCE));
-    let replica = Redis::start_with(COPIED_AT_ONCE);
     let (terms, history) = (plenty(), History::default());
-    let proxy = Proxy::to(stack.redis().addr());
-    let app = with_terms(stack.app().env("REDIS_ADDR", proxy.addr()), &terms).start();
-    replica.replica_of(stack.redis());
+    let Replicated { mut stack, replica, proxy, app } = Replicated::start(&terms);
     let ledger = stack.ledger();
     under_load(&[&app], &history, &ledger, &terms, || {
         // As a service's name or a floating address does it: nobody cuts what is open.
@@ -138,18 +150,13 @@ fn demoted_under_open_connections() {
 
 #[test]
 fn two_masters_and_connections_to_both() {
-    let mut stack = Stack::on_redis(Redis::start_with(COPIED_AT_ONCE));
-    let replica = Redis::start_with(COPIED_AT_ONCE);
     let (terms, history) = (plenty(), History::default());
-    let proxy = Proxy::to(stack.redis().addr());
-    let builder = || with_terms(stack_app(&stack, &proxy), &terms);
-    let app = builder().start();
-    replica.replica_of(stack.redis_ref());
+    let Replicated { mut stack, replica, proxy, app } = Replicated::start(&terms);
     sells_at(app.addr(), &history);
     // The old master lives on, and whoever is connected to it stays so.
     replica.promote();
     proxy.point(replica.addr());
-    let other = builder().start();
+    let other = with_terms(stack.app().env("REDIS_ADDR", proxy.addr()), &terms).start();
     sells_at(other.addr(), &history);
     sells_at(app.addr(), &history);
     let mut client = stack.postgres().client();
@@ -161,10 +168,6 @@ fn two_masters_and_connections_to_both() {
     }
     assert_eq!(epoch(), settled, "they do not close each other's epoch");
     audit::check(&history, &stack.ledger(), &terms);
-}
-
-fn stack_app(stack: &Stack, proxy: &Proxy) -> crate::support::app::Builder {
-    stack.app().env("REDIS_ADDR", proxy.addr())
 }
 
 #[test]

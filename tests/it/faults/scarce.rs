@@ -1,5 +1,6 @@
 //! A stock that sells out across a fault: whatever is lost, no item is sold twice and no promise is broken.
 
+use super::loss::{DURABLE, Replicated};
 use super::*;
 use crate::support::process::local;
 use crate::support::proxy::Proxy;
@@ -108,8 +109,7 @@ fn written_late_by_the_one_who_rebuilds() {
 
 #[test]
 fn restarted_without_its_last_second() {
-    let durable = ["--appendonly", "yes", "--appendfsync", "no", "--auto-aof-rewrite-percentage", "0"];
-    let mut stack = Stack::on_redis(Redis::start_with(&durable));
+    let mut stack = Stack::on_redis(Redis::start_with(DURABLE));
     let (terms, history) = (scarce(2_000), History::default());
     let apps = [with_terms(stack.app(), &terms).start(), with_terms(stack.app(), &terms).start()];
     sell_out(&apps.each_ref().map(App::addr), &history, &terms, || {
@@ -123,13 +123,8 @@ fn restarted_without_its_last_second() {
 
 #[test]
 fn failed_over() {
-    let copied = ["--appendonly", "no", "--repl-diskless-sync-delay", "0"];
-    let mut stack = Stack::on_redis(Redis::start_with(&copied));
-    let replica = Redis::start_with(&copied);
     let (terms, history) = (scarce(2_000), History::default());
-    let proxy = Proxy::to(stack.redis().addr());
-    let app = with_terms(stack.app().env("REDIS_ADDR", proxy.addr()), &terms).start();
-    replica.replica_of(stack.redis());
+    let Replicated { mut stack, replica, proxy, app } = Replicated::start(&terms);
     sell_out(&[app.addr()], &history, &terms, || {
         // From here on the replica misses what the master decides.
         replica.promote();
