@@ -6,8 +6,9 @@
 #   HOST=http://shop:8080 POSTGRES_DSN=… wrk/loadtest.sh   any other
 #
 # Random checkouts, then purchases of up to 10,000 codes that the ledger has as unused. THREADS (2), CONNECTIONS (200)
-# and SECONDS (10, for each half) can be set, and SHARED=1 where others shop at the same time. The codes go to codes.txt beside this file, or to the file that CODES
-# names. Ends with 0 if the verdict is good, 1 if it is not, 2 if the test could not be made.
+# and SECONDS (10, for each half) can be set, and SHARED=1 where others shop at the same time. The codes go to codes.txt
+# beside this file, or to the file that CODES names. Ends with 0 if the verdict is good, 1 if it is not, 2 if the test
+# could not be made.
 set -euo pipefail
 
 # Bash counts in this variable by itself: what was given stands in the environment alone.

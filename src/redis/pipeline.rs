@@ -40,17 +40,14 @@ pub trait Protocol: Send + 'static {
     /// All greeting commands are answered: from now on `fill` is asked.
     fn ready(&mut self);
 
-    /// Appends the commands that are to be sent now, if any.
-    fn fill(&mut self, out: &mut Vec<u8>);
+    /// Appends the commands that are to be sent now, if any. `Err` ends the connection.
+    fn fill(&mut self, out: &mut Vec<u8>) -> Result<(), String>;
 
     /// The reply to the oldest command that is not answered yet. `Err` ends the connection.
     fn reply(&mut self, reply: Reply<'_>) -> Result<(), String>;
 
     /// The connection is gone, or could not be made: commands that are not answered never will be.
     fn lost(&mut self, why: &str);
-
-    /// Whether the connection leads to a server that is not the one in force any more: it is ended.
-    fn is_outdated(&self) -> bool;
 
     /// Since when the oldest command waits for its reply.
     fn waiting_since(&self) -> Option<Instant>;
@@ -171,11 +168,10 @@ impl<P: Protocol> Pipeline<P> {
         let expected = logins + self.protocol.greet(&mut socket.unsent);
         let mut answered = 0;
         loop {
-            if answered == expected {
-                if self.protocol.is_outdated() {
-                    return (true, "another Redis is in force".into());
-                }
-                self.protocol.fill(&mut socket.unsent);
+            if answered == expected
+                && let Err(why) = self.protocol.fill(&mut socket.unsent)
+            {
+                return (true, why);
             }
             if let Err(e) = socket.send() {
                 return (answered == expected, format!("sending: {e}"));

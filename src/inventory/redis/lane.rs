@@ -302,10 +302,13 @@ impl Protocol for Rider {
         self.lane.show(&state);
     }
 
-    fn fill(&mut self, out: &mut Vec<u8>) {
+    fn fill(&mut self, out: &mut Vec<u8>) -> Result<(), String> {
         let lane = self.lane.clone();
         crate::core::debug_assert_on(lane.core);
         let mut state = lane.state.lock();
+        if state.is_outdated() {
+            return Err("another Redis is in force".into());
+        }
         while state.flights.len() < MAX_FLIGHTS && !state.pending.is_empty() {
             let (checkouts, sale, purchases) = take_batches(&mut state);
             match checkouts.is_empty() {
@@ -318,6 +321,7 @@ impl Protocol for Rider {
             }
         }
         lane.show(&state);
+        Ok(())
     }
 
     fn reply(&mut self, reply: Reply<'_>) -> Result<(), String> {
@@ -343,10 +347,6 @@ impl Protocol for Rider {
             tracing::warn!(core = self.lane.core, "the connection to Redis is gone: {why}");
         }
         self.lane.shared.suspect(Suspicion::Away(why.to_owned()));
-    }
-
-    fn is_outdated(&self) -> bool {
-        self.lane.state.lock().is_outdated()
     }
 
     fn waiting_since(&self) -> Option<Instant> {
