@@ -74,7 +74,7 @@ fn restarted_in_the_middle_of_writing() {
 fn hanging() {
     let mut stack = Stack::new(Mode::Distributed);
     let (terms, history) = (plenty(), History::default());
-    let app = with_terms(stack.app(), &terms).start();
+    let app = with_terms(stack.app(), &terms).env("REDIS_TIMEOUT_MS", REDIS_PATIENCE_MS).start();
     let ledger = stack.ledger();
     under_load(&[&app], &history, &ledger, &terms, || {
         stack.postgres().pause();
