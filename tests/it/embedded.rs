@@ -15,6 +15,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+/// How long the log may take to say what has happened.
+const LOGGED: Duration = Duration::from_secs(5);
+
 fn builder(base: Builder, terms: &Terms) -> Builder {
     base.env("SALE_ITEMS", terms.items)
         .env("USER_LIMIT", terms.user_limit)
@@ -244,10 +247,8 @@ fn a_full_disk() {
     assert_eq!(client.purchase(&before).status, 503);
     assert_eq!(client.purchase(&before).status, 503, "it was not redeemed");
     assert_eq!(client.purchase(&used).error(), "already_purchased", "it is on the disk");
-    let lines = |what: &str| app.stderr().lines().filter(|line| line.contains(what)).count();
-    let said = app.stderr();
-    assert_eq!(lines("the ledger does not take records"), 1, "{said}");
-    assert!(said.contains("full"), "{said}");
+    app.says("the ledger does not take records", LOGGED);
+    assert!(app.stderr().contains("full"), "{}", app.stderr());
 
     poll("an unhealthy server", Duration::from_secs(5), || (health(&app) == (503, "1".into())).then_some(()));
     // It looks for room by itself, once a second, and is not taken in by the little that is left.
@@ -260,8 +261,7 @@ fn a_full_disk() {
     // By itself: whoever looks at its health sends no shoppers meanwhile.
     poll("a healthy server", Duration::from_secs(20), || (health(&app) == (200, "0".into())).then_some(()));
     assert_eq!(client.checkout("after", "i").status, 200);
-    // What is logged is written by a thread of its own.
-    poll("the log's word", Duration::from_secs(5), || (lines("the ledger takes records again") == 1).then_some(()));
+    app.says("the ledger takes records again", LOGGED);
     assert_eq!(client.purchase(&before).status, 200);
     let granted = history.granted();
     let last = |shopper: &mut Shopper<'_>| {
@@ -285,6 +285,10 @@ fn a_full_disk() {
     let written: HashSet<&str> = rows.attempts.iter().map(|row| row.user.as_str()).collect();
     let lost = checkouts.iter().find(|c| matches!(c.told, Told::Lost(_)) && written.contains(c.user.as_str()));
     assert!(lost.is_none(), "{lost:?}");
+    let said = app.last_words();
+    for line in ["the ledger does not take records", "the ledger takes records again"] {
+        assert_eq!(said.matches(line).count(), 1, "{said}");
+    }
 }
 
 #[test]
@@ -308,7 +312,7 @@ fn a_size_limit() {
         poll("refusals", Duration::from_secs(60), || (refused() > 500).then_some(()));
         stop.store(true, Ordering::Relaxed);
     });
-    assert!(app.stderr().contains("the ledger does not take records"), "{}", app.stderr());
+    app.says("the ledger does not take records", LOGGED);
     limit(None);
     poll("a server that goes on", Duration::from_secs(20), || {
         (app.client().checkout("after", "i").status == 200).then_some(())
@@ -327,7 +331,7 @@ fn a_folder_that_is_removed_under_it() {
     let moved = data.path().join("moved");
     std::fs::rename(&folder, &moved).unwrap();
     assert_eq!(app.client().checkout("u", "i").status, 503, "nobody would find it");
-    assert!(app.stderr().contains("removed or replaced"), "{}", app.stderr());
+    app.says("removed or replaced", LOGGED);
     std::fs::rename(&moved, &folder).unwrap();
     poll("a server that goes on", Duration::from_secs(10), || {
         (app.client().checkout("u", "i").status == 200).then_some(())

@@ -46,9 +46,9 @@ fn greeted(app: &App) -> Option<Client> {
     client.send_request("GET", "/").is_ok_and(|answer| answer.status == 404).then_some(client)
 }
 
-fn serves_again(app: &App) {
-    poll("a server that serves again", RECOVERY, || served(app, u64::MAX));
-    let said = app.stderr();
+fn serves_again(app: App) {
+    poll("a server that serves again", RECOVERY, || served(&app, u64::MAX));
+    let said = app.last_words();
     assert_eq!(said.lines().filter(|line| line.contains("cannot accept connections")).count(), 1, "{said}");
     assert!(!said.contains("panicked"), "{said}");
 }
@@ -74,7 +74,7 @@ fn no_memory_for_a_connection() {
     let last = open.last_mut().unwrap();
     assert_eq!(last.checkout("again", "i").status, 200, "those that are open go on");
     drop(open);
-    serves_again(&app);
+    serves_again(app);
 }
 
 #[test]
@@ -85,11 +85,10 @@ fn no_descriptor_for_a_connection() {
     limit(&app, Resource::Nofile, descriptors(&app) + 8);
     // The kernel makes these connections, whether the server can accept them or not.
     let waiting: Vec<_> = (0..40).map(|_| std::net::TcpStream::connect(app.addr()).unwrap()).collect();
-    let said = || app.stderr().contains("cannot accept connections");
-    poll("a word about it", RECOVERY, || said().then_some(()));
+    app.says("cannot accept connections", RECOVERY);
     drop(waiting);
     // Those that have waited are accepted and dropped; then there is room.
-    serves_again(&app);
+    serves_again(app);
 }
 
 #[test]

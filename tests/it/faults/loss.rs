@@ -19,8 +19,8 @@ fn wiped() {
     let idle = with_terms(stack.app(), &terms).start();
     let ledger = stack.ledger();
     under_load(&[&app], &history, &ledger, &terms, || stack.redis().wipe());
-    assert!(app.stderr().contains("rebuilding") ^ idle.stderr().contains("rebuilding"), "one rebuilds");
     sells_at(idle.addr(), &history);
+    assert!(app.last_words().contains("rebuilding") ^ idle.last_words().contains("rebuilding"), "one rebuilds");
 }
 
 #[test]
@@ -50,9 +50,10 @@ fn wiped_when_all_is_sold() {
         Told::Lost(_) => None,
         told => {
             assert_eq!(told, Told::Refused(409, "sold_out".into()), "nothing is left after {:?}", begun.elapsed());
-            [&app, &other].iter().all(|app| app.stderr().contains("the doubt is settled")).then_some(())
+            Some(())
         }
     });
+    [&app, &other].iter().for_each(|app| app.says("the doubt is settled", GOING_ON));
     for _ in 0..50 {
         let told = decided(|| probe(app.addr(), &history).0).0;
         assert_eq!(told, Told::Refused(409, "sold_out".into()));
@@ -145,7 +146,7 @@ fn demoted_under_open_connections() {
         proxy.point(replica.addr());
         stack.redis().replica_of(&replica);
     });
-    assert!(app.stderr().contains("the doubt is settled"), "{}", app.stderr());
+    app.says("the doubt is settled", GOING_ON);
 }
 
 #[test]
@@ -193,7 +194,7 @@ fn without_its_scripts() {
     under_load(&[&app], &history, &ledger, &terms, || {
         stack.redis().run(&["SCRIPT", "FLUSH"]);
     });
-    assert!(!app.stderr().contains("rebuilding"), "scripts are merely loaded: {}", app.stderr());
+    assert!(!app.last_words().contains("rebuilding"), "scripts are merely loaded");
 }
 
 #[test]

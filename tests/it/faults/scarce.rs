@@ -82,7 +82,7 @@ fn wiped_while_postgres_is_away() {
         stack.redis().wipe();
         stack.postgres().start_again();
         // One of them is back a little later, and nobody's lock says that it has something to write.
-        poll("an epoch that is being closed", GOING_ON, || near.stderr().contains("rebuilding").then_some(()));
+        near.says("rebuilding", GOING_ON);
         std::thread::sleep(Duration::from_millis(600));
         postgres.hold(false);
     });
@@ -100,8 +100,8 @@ fn written_late_by_the_one_who_rebuilds() {
         client.batch_execute("BEGIN; LOCK TABLE ledger_purchases, ledger_holds IN SHARE MODE").unwrap();
         sells(&history, 300);
         stack.redis().wipe();
-        poll("an epoch that is being closed", GOING_ON, || app.stderr().contains("rebuilding").then_some(()));
-        poll("the end of its writer", GOING_ON * 2, || app.stderr().contains("its sessions are ended").then_some(()));
+        app.says("rebuilding", GOING_ON);
+        app.says("its sessions are ended", GOING_ON * 2);
         client.batch_execute("ROLLBACK").unwrap();
     });
     all_is_kept(&mut stack, &history, &terms);
@@ -188,7 +188,7 @@ fn late_purchases_of_an_ended_sale_are_counted() {
     // And the state is gone too.
     stack.redis().run(&["DEL", &format!("{{sale:{sale}}}:state"), &format!("{{sale:{sale}}}:queue")]);
     postgres.hold(false);
-    poll("the late records", GOING_ON * 3, || late.stderr().contains("late records are settled").then_some(()));
+    late.says("late records are settled", GOING_ON * 3);
     let count = |sql: &str, stack: &mut Stack| {
         stack.postgres().client().query_one(sql, &[&sale.cast_signed()]).unwrap().get::<_, i64>(0)
     };

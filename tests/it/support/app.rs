@@ -174,9 +174,20 @@ impl App {
         self.program.pid()
     }
 
-    /// What it has written to stderr until now.
+    /// What it has written to stderr: all of it once it has ended, and before that whatever its log's thread has come to.
     pub fn stderr(&self) -> String {
         self.stderr.text()
+    }
+
+    /// Waits until it has written `what` to stderr: a line may follow its cause, as a thread of its own writes the log.
+    pub fn says(&self, what: &str, limit: Duration) {
+        process::poll(&format!("the words {what:?}"), limit, || self.stderr().contains(what).then_some(()));
+    }
+
+    /// Ends it in an orderly way; all that it has written to stderr.
+    pub fn last_words(mut self) -> String {
+        assert_eq!(self.terminate(), 0, "an orderly end");
+        self.stderr()
     }
 
     /// Ends it in an orderly way (SIGTERM); its exit code. Panics if that takes longer than it may.
@@ -190,7 +201,9 @@ impl App {
     }
 
     fn end(&mut self, signal: Signal) -> i32 {
-        exit_code(self.program.end(signal, STOP))
+        let status = self.program.end(signal, STOP);
+        self.stderr.finish();
+        exit_code(status)
     }
 
     /// Ends it as a crash would (SIGKILL).
@@ -210,7 +223,7 @@ impl App {
 
     /// Ends this instance in an orderly way and starts another with the same settings.
     pub fn restart(&mut self) {
-        assert_eq!(self.terminate(), 0, "an orderly end\n{}", self.stderr());
+        assert_eq!(self.terminate(), 0, "an orderly end");
         *self = self.builder.start();
     }
 
