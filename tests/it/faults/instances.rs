@@ -4,12 +4,6 @@ use super::*;
 use crate::support::proxy::Proxy;
 use crate::support::servers::{Mode, Redis, Stack};
 
-/// The epoch's number and the identity that it was opened on.
-fn fence(stack: &mut Stack) -> (i64, String) {
-    let row = stack.postgres().client().query_one("SELECT number, identity FROM ledger_fence", &[]).unwrap();
-    (row.get(0), row.get(1))
-}
-
 #[test]
 fn unwritten_records_meet_a_loss() {
     let mut stack = Stack::on_redis(Redis::start_with(&["--appendonly", "yes", "--appendfsync", "no"]));

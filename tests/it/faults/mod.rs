@@ -16,6 +16,7 @@ use crate::support::clock;
 use crate::support::history::{History, Shopper, Told, load};
 use crate::support::ledger::{Ledger, Rows};
 use crate::support::process::poll;
+use crate::support::servers::Stack;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -54,6 +55,12 @@ fn shop(shopper: &mut Shopper<'_>) -> bool {
         }
     }
     true
+}
+
+/// The number of the ledger's epoch, and the identity that it was opened on.
+fn fence(stack: &mut Stack) -> (i64, String) {
+    let row = stack.postgres().client().query_one("SELECT number, identity FROM ledger_fence", &[]).unwrap();
+    (row.get(0), row.get(1))
 }
 
 /// Waits until `count` more checkouts and purchases are granted; at most the time that sales may take to go on.

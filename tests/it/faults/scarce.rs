@@ -81,9 +81,8 @@ fn wiped_while_postgres_is_away() {
         poll("nearly all of it", SOLD_OUT, || (history.granted() > 2 * terms.items - 100).then_some(()));
         stack.redis().wipe();
         stack.postgres().start_again();
-        // One of them is back a little later, and nobody's lock says that it has something to write.
-        near.says("rebuilding", GOING_ON);
-        std::thread::sleep(Duration::from_millis(600));
+        // One of them is back when the other has closed already, and nobody's lock says that it has something to write.
+        poll("an epoch that is being closed", GOING_ON, || fence(&mut stack).1.is_empty().then_some(()));
         postgres.hold(false);
     });
     all_is_kept(&mut stack, &history, &terms);
