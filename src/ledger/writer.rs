@@ -118,20 +118,23 @@ impl<A: Append + 'static> Writer<A> {
         };
         batch.add(first?);
         let until = Instant::now() + LINGER;
-        while batch.rows < ENOUGH {
-            if let Ok(message) = self.inbox.receiver.try_recv() {
-                batch.add(message);
-                continue;
-            }
-            if batch.awaited || matches!(self.on_failure, OnFailure::GiveBack(_)) {
-                break;
-            }
-            match self.inbox.receiver.recv_deadline(until) {
-                Ok(message) => batch.add(message),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
-            }
+        while let Some(message) = self.next(&batch, until) {
+            batch.add(message);
         }
         Some(batch)
+    }
+
+    /// The next message for `batch`, which is written at `until` at the latest; `None` if it is to be written now.
+    fn next(&self, batch: &Batch, until: Instant) -> Option<Message> {
+        // Not only while it waits: a thread that comes late to each message, as on a busy machine, always finds another.
+        if batch.rows >= ENOUGH || Instant::now() >= until {
+            return None;
+        }
+        if batch.awaited || matches!(self.on_failure, OnFailure::GiveBack(_)) {
+            self.inbox.receiver.try_recv().ok()
+        } else {
+            self.inbox.receiver.recv_deadline(until).ok()
+        }
     }
 
     /// Whether nobody else would find out that `trouble` is over: what was refused is not tried again, and since a server
@@ -236,5 +239,40 @@ impl<A: Append + 'static> Writer<A> {
         }
         tracing::warn!(current, count, "records of another epoch");
         self.inbox.counters.stale.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::code::Codes;
+    use crate::domain::{EMBEDDED_EPOCH, SaleId};
+    use crate::ledger::sqlite::SqliteLedger;
+
+    #[test]
+    fn a_batch_waits_for_more_but_not_longer_than_it_may() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let ledger = SqliteLedger::open(dir.path()).unwrap().appender(Codes::new(&[7; 16])).unwrap();
+        let (recorder, inbox) = crate::record::channel(4);
+        let (mailboxes, on_failure) = (Arc::new(Vec::new()), OnFailure::Retry);
+        let (stale, _stale) = crossbeam_channel::unbounded();
+        let writer = Writer { inbox, ledger, mailboxes, on_failure, stale };
+        let send = || {
+            let handoff = recorder.blank(0, SaleId(1_700_000_000), EMBEDDED_EPOCH);
+            recorder.sender().send(Message::Records(handoff)).unwrap();
+        };
+        let far = Instant::now() + Duration::from_secs(3600);
+        let mut batch = Batch::default();
+        send();
+        assert!(writer.next(&batch, Instant::now()).is_none(), "there always is another one, on a busy machine");
+        assert!(writer.next(&batch, far).is_some());
+        let soon = Instant::now() + Duration::from_millis(5);
+        assert!(writer.next(&batch, soon).is_none() && Instant::now() >= soon, "nobody waits for it, so it waits");
+        batch.awaited = true;
+        assert!(writer.next(&batch, far).is_none(), "an answer waits");
+        batch = Batch { rows: ENOUGH, ..Batch::default() };
+        send();
+        assert!(writer.next(&batch, far).is_none(), "there are enough");
     }
 }
