@@ -1,19 +1,15 @@
 //! Several instances on one Redis and one Postgres: late, frozen, killed, of other versions, with other settings.
 
 use super::*;
-use crate::support::proxy::Proxy;
 use crate::support::servers::{Mode, Redis, Stack};
 
 #[test]
 fn unwritten_records_meet_a_loss() {
     let mut stack = Stack::on_redis(Redis::start_with(&["--appendonly", "yes", "--appendfsync", "no"]));
     let (terms, history) = (plenty(), History::default());
-    let postgres = Proxy::to(crate::support::process::local(stack.postgres().port()));
-    let dsn = stack.postgres().dsn_at(postgres.addr().port());
-    let late = with_terms(stack.app().env("POSTGRES_DSN", dsn), &terms).start();
-    let other = with_terms(stack.app(), &terms).start();
+    let (postgres, far, near) = far_and_near(&mut stack, &terms);
     let ledger = stack.ledger();
-    under_load(&[&late, &other], &history, &ledger, &terms, || {
+    under_load(&[&far, &near], &history, &ledger, &terms, || {
         postgres.hold(true);
         // These are with Redis, and on their way to the ledger.
         sells(&history, 200);
@@ -23,14 +19,14 @@ fn unwritten_records_meet_a_loss() {
         // The other one goes on without it, in the end by force.
         let begun = Instant::now();
         poll("the other one's sales", GOING_ON * 2, || {
-            matches!(probe(other.addr(), &history).0, Told::Granted(_)).then_some(())
+            matches!(probe(near.addr(), &history).0, Told::Granted(_)).then_some(())
         });
         println!("the other one sells after {:.1?}", begun.elapsed());
-        assert_eq!(probe(late.addr(), &history).0, Told::Lost("503 unavailable".into()));
+        assert_eq!(probe(far.addr(), &history).0, Told::Lost("503 unavailable".into()));
         postgres.hold(false);
-        sells_at(late.addr(), &history);
+        sells_at(far.addr(), &history);
         // Redis has lost some of them, and gets them back.
-        late.says("late records are settled", GOING_ON);
+        far.says("late records are settled", GOING_ON);
     });
 }
 
@@ -139,34 +135,24 @@ fn what_fits_no_more_is_kept_apart() {
     let mut stack = Stack::new(Mode::Distributed);
     let terms = Terms { items: 30, user_limit: 30, ..plenty() };
     let history = History::default();
-    let postgres = Proxy::to(crate::support::process::local(stack.postgres().port()));
-    let dsn = stack.postgres().dsn_at(postgres.addr().port());
-    let late = with_terms(stack.app().env("POSTGRES_DSN", dsn), &terms).start();
-    let other = with_terms(stack.app(), &terms).start();
+    let (postgres, far, near) = far_and_near(&mut stack, &terms);
     postgres.hold(true);
-    let buy = |shopper: &mut Shopper<'_>, count: usize| {
-        for _ in 0..count {
-            if let Told::Granted(code) = decided(|| shopper.checkout("u", "i")).0 {
-                shopper.purchase(&code);
-            }
-        }
-    };
-    ask(late.addr(), &history, |shopper| buy(shopper, 20));
+    buy(far.addr(), &history, 20);
     stack.redis().wipe();
-    sells_at(other.addr(), &history);
+    sells_at(near.addr(), &history);
     // Nobody else knows of the twenty: their items are sold once more.
-    ask(other.addr(), &history, |shopper| buy(shopper, 30));
+    buy(near.addr(), &history, 30);
     assert_eq!(history.granted(), 40 + 1 + 58);
     postgres.hold(false);
     let mut client = stack.postgres().client();
     let mut count = |sql: &str| client.query_one(sql, &[]).unwrap().get::<_, i64>(0);
     poll("what does not fit", GOING_ON * 2, || (count("SELECT count(*) FROM ledger_misfits") == 40).then_some(()));
-    late.says("late records are settled", GOING_ON);
+    far.says("late records are settled", GOING_ON);
     assert_eq!(count("SELECT count(*) FROM purchases"), 29, "never more than the stock is sold");
     assert_eq!(count("SELECT count(*) FROM ledger_misfits WHERE kind = 'purchase'"), 20);
     assert_eq!(count("SELECT count(*) FROM ledger_misfits WHERE kind = 'hold'"), 20);
-    late.says("kept apart", GOING_ON);
-    assert_eq!(decided(|| probe(late.addr(), &history).0).0, Told::Refused(409, "sold_out".into()));
+    far.says("kept apart", GOING_ON);
+    assert_eq!(decided(|| probe(far.addr(), &history).0).0, Told::Refused(409, "sold_out".into()));
 }
 
 #[test]

@@ -15,7 +15,8 @@ use crate::support::audit::{self, Terms};
 use crate::support::clock;
 use crate::support::history::{History, Shopper, Told, load};
 use crate::support::ledger::{Ledger, Rows};
-use crate::support::process::poll;
+use crate::support::process::{local, poll};
+use crate::support::proxy::Proxy;
 use crate::support::servers::Stack;
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -39,6 +40,15 @@ fn with_terms(app: Builder, terms: &Terms) -> Builder {
         .env("SALE_SECONDS", terms.sale_seconds)
         .env("HOLD_SECONDS", terms.hold_seconds)
         .env("WORKERS", 2)
+}
+
+/// An instance that reaches Postgres through a proxy of its own, and another one that needs none.
+fn far_and_near(stack: &mut Stack, terms: &Terms) -> (Proxy, App, App) {
+    let postgres = Proxy::to(local(stack.postgres().port()));
+    let dsn = stack.postgres().dsn_at(postgres.addr().port());
+    let far = with_terms(stack.app().env("POSTGRES_DSN", dsn), terms).start();
+    let near = with_terms(stack.app(), terms).start();
+    (postgres, far, near)
 }
 
 /// A shopper's step: checks out, purchases half of what he gets, and now and then asks twice.
@@ -92,6 +102,17 @@ fn probe(addr: SocketAddr, history: &History) -> (Told, Duration) {
 /// Waits until the instance at `addr` itself sells.
 fn sells_at(addr: SocketAddr, history: &History) {
     poll("an instance that sells", GOING_ON, || matches!(probe(addr, history).0, Told::Granted(_)).then_some(()));
+}
+
+/// One user's `count` attempts to purchase an item at `addr`.
+fn buy(addr: SocketAddr, history: &History, count: usize) {
+    ask(addr, history, |shopper| {
+        for _ in 0..count {
+            if let Told::Granted(code) = decided(|| shopper.checkout("u", "i")).0 {
+                decided(|| shopper.purchase(&code));
+            }
+        }
+    });
 }
 
 /// Drives shoppers at `apps` while `fault` runs, with sales before and after it; then checks the codes and the whole

@@ -2,8 +2,6 @@
 
 use super::loss::{DURABLE, Replicated};
 use super::*;
-use crate::support::process::local;
-use crate::support::proxy::Proxy;
 use crate::support::servers::{Mode, Redis, Stack};
 
 /// How long it may take until all is sold and known to be.
@@ -56,10 +54,7 @@ fn misfits(stack: &mut Stack) -> i64 {
 fn wiped_with_two_instances_one_of_them_far_from_postgres() {
     let mut stack = Stack::alone(Mode::Distributed);
     let (terms, history) = (scarce(3_000), History::default());
-    let postgres = Proxy::to(local(stack.postgres().port()));
-    let dsn = stack.postgres().dsn_at(postgres.addr().port());
-    let near = with_terms(stack.app(), &terms).start();
-    let far = with_terms(stack.app().env("POSTGRES_DSN", dsn), &terms).start();
+    let (postgres, far, near) = far_and_near(&mut stack, &terms);
     // It has records on their way at any time.
     postgres.delay(Duration::from_millis(60));
     sell_out(&[near.addr(), far.addr()], &history, &terms, || stack.redis().wipe());
@@ -70,10 +65,7 @@ fn wiped_with_two_instances_one_of_them_far_from_postgres() {
 fn wiped_while_postgres_is_away() {
     let mut stack = Stack::alone(Mode::Distributed);
     let (terms, history) = (scarce(2_000), History::default());
-    let postgres = Proxy::to(local(stack.postgres().port()));
-    let dsn = stack.postgres().dsn_at(postgres.addr().port());
-    let near = with_terms(stack.app(), &terms).start();
-    let far = with_terms(stack.app().env("POSTGRES_DSN", dsn), &terms).start();
+    let (postgres, far, near) = far_and_near(&mut stack, &terms);
     sell_out(&[near.addr(), far.addr()], &history, &terms, || {
         stack.postgres().stop_immediate();
         postgres.hold(true);
@@ -164,30 +156,20 @@ fn late_purchases_of_an_ended_sale_are_counted() {
     let sale_seconds = clock::sale_seconds_ending_in(15..18);
     let terms = Terms { items: 300, user_limit: 300, sale_seconds, hold_seconds: 60 };
     let history = History::default();
-    let postgres = Proxy::to(local(stack.postgres().port()));
-    let dsn = stack.postgres().dsn_at(postgres.addr().port());
     let sale = clock::sale(terms.sale_seconds);
-    let late = with_terms(stack.app().env("POSTGRES_DSN", dsn), &terms).start();
-    let other = with_terms(stack.app(), &terms).start();
-    let buy = |shopper: &mut Shopper<'_>, count: usize| {
-        for _ in 0..count {
-            if let Told::Granted(code) = decided(|| shopper.checkout("u", "i")).0 {
-                decided(|| shopper.purchase(&code));
-            }
-        }
-    };
+    let (postgres, far, near) = far_and_near(&mut stack, &terms);
     postgres.hold(true);
-    ask(late.addr(), &history, |shopper| buy(shopper, 300));
+    buy(far.addr(), &history, 300);
     stack.redis().wipe();
-    sells_at(other.addr(), &history);
+    sells_at(near.addr(), &history);
     // Nobody else knows of the 300, so most of them are sold once more; not all, so that some of the late ones fit.
-    ask(other.addr(), &history, |shopper| buy(shopper, 249));
+    buy(near.addr(), &history, 249);
     let end = sale + terms.sale_seconds;
     poll("the sale's end", Duration::from_secs(25), || (clock::now() > end as f64 + 0.5).then_some(()));
     // And the state is gone too.
     stack.redis().run(&["DEL", &format!("{{sale:{sale}}}:state"), &format!("{{sale:{sale}}}:queue")]);
     postgres.hold(false);
-    late.says("late records are settled", GOING_ON * 3);
+    far.says("late records are settled", GOING_ON * 3);
     let count = |sql: &str, stack: &mut Stack| {
         stack.postgres().client().query_one(sql, &[&sale.cast_signed()]).unwrap().get::<_, i64>(0)
     };
