@@ -131,7 +131,7 @@ pub struct SaleSettings {
 pub struct Config {
     /// Where shoppers connect.
     pub address: SocketAddr,
-    /// Health, metrics and operator page.
+    /// Health and metrics.
     pub admin_address: SocketAddr,
     /// Where decisions and records go.
     pub backends: Backends,
@@ -177,8 +177,10 @@ impl Config {
         let workers = args.workers.map_or(cpus, usize::from);
         let max_connections = args.max_connections as usize;
         check_descriptors(workers, max_connections)?;
+        let address = SocketAddr::new(args.bind_addr, args.server_port);
+        check_ports(address, args.admin_addr)?;
         Ok(Config {
-            address: SocketAddr::new(args.bind_addr, args.server_port),
+            address,
             admin_address: args.admin_addr,
             backends,
             sale: SaleSettings {
@@ -195,6 +197,15 @@ impl Config {
             log: args.log,
         })
     }
+}
+
+/// Two sockets can be bound to one port: only listening would tell, when the sales are open already.
+fn check_ports(public: SocketAddr, admin: SocketAddr) -> Result<(), String> {
+    let overlap = public.ip() == admin.ip() || public.ip().is_unspecified() || admin.ip().is_unspecified();
+    if overlap && public.port() == admin.port() && public.port() != 0 {
+        return Err(format!("ADMIN_ADDR: {admin} is taken by SERVER_PORT and BIND_ADDR, {public}"));
+    }
+    Ok(())
 }
 
 /// The levels that a filter may have.

@@ -70,8 +70,11 @@ pub fn run(config: Config) -> Result<ExitCode, String> {
         None => Catalog::generated(""),
         Some(path) => Catalog::from_file(path).map_err(|e| format!("CATALOG_FILE: {e}"))?,
     };
-    let listener = bind(config.address, "SERVER_PORT, BIND_ADDR")?;
-    let admin_listener = bind(config.admin_address, "ADMIN_ADDR")?;
+    let cannot = |names: &str, address: SocketAddr, e| format!("{names}: cannot listen on {address}: {e}");
+    let no_port = |e: std::io::Error| cannot("SERVER_PORT, BIND_ADDR", config.address, e);
+    let no_admin_port = |e: std::io::Error| cannot("ADMIN_ADDR", config.admin_address, e);
+    let listener = server::bind(config.address).map_err(no_port)?;
+    let admin_listener = server::bind(config.admin_address).map_err(no_admin_port)?;
     let cores = Cores::start(config.workers).map_err(|e| format!("WORKERS: {e}"))?;
     let mailboxes = mailboxes(cores).map_err(|e| format!("starting: {e}"))?;
     let running = match config.backends {
@@ -87,20 +90,19 @@ pub fn run(config: Config) -> Result<ExitCode, String> {
     let shop = Shop::new(running.inventory.clone(), running.codes.clone(), catalog, running.patience);
     let shop = Arc::new(shop);
     start_mail(cores, mailboxes, &running.inventory).map_err(|e| format!("starting: {e}"))?;
+    // Both, before anybody is served.
+    server::listen(&admin_listener).map_err(no_admin_port)?;
+    server::listen(&listener).map_err(no_port)?;
     // The next line may sell: from here on the end is an orderly one.
     signals.selling();
-    let server = Server::start(cores, listener, shop.clone(), config.max_connections);
-    let server = Arc::new(server.map_err(|e| format!("SERVER_PORT: {e}"))?);
-    let admin = start_admin(cores, admin_listener, &running, &server).map_err(|e| format!("ADMIN_ADDR: {e}"))?;
+    let server = Server::start(cores, listener, shop.clone(), config.max_connections).map_err(no_port)?;
+    let server = Arc::new(server);
+    let admin = start_admin(cores, admin_listener, &running, &server).map_err(no_admin_port)?;
     start_ticks(cores, &server, &admin, &running.inventory).map_err(|e| format!("starting: {e}"))?;
     announce(&config, &running, server.address(), admin.address());
     let signal = signals.wait();
     tracing::info!("{signal}: stopping");
     Ok(stop(cores, running, &shop, &server))
-}
-
-fn bind(address: SocketAddr, names: &str) -> Result<OwnedFd, String> {
-    server::bind(address).map_err(|e| format!("{names}: cannot listen on {address}: {e}"))
 }
 
 fn mailboxes(cores: Cores) -> std::io::Result<Arc<Vec<Mailbox>>> {

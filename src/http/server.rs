@@ -63,8 +63,8 @@ struct AcceptorWaker {
     paused: Arc<AtomicBool>,
 }
 
-/// Binds the socket. Separate from [`Server::start`], which listens, so that a taken port is known before anything runs,
-/// and nobody is let in before that.
+/// Binds a socket to `address`. Nobody is let in before [`listen`], but a port that is taken is known before anything
+/// runs.
 pub fn bind(address: SocketAddr) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket =
@@ -74,8 +74,13 @@ pub fn bind(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Has the kernel let connections in. Fails where another one listens at the same address: two may be bound to it.
+pub fn listen(socket: &OwnedFd) -> io::Result<()> {
+    Ok(rustix::net::listen(socket, BACKLOG)?)
+}
+
 impl<S: Service> Server<S> {
-    /// Listens on `listener`, which is bound, and serves at most `max_connections` at a time.
+    /// Serves the connections of `listener`, which listens, with at most `max_connections` at a time.
     pub fn start(cores: Cores, listener: OwnedFd, service: Arc<S>, max_connections: usize) -> io::Result<Server<S>> {
         let address = SocketAddr::try_from(rustix::net::getsockname(&listener)?).map_err(io::Error::other)?;
         let common = Arc::new(Common {
@@ -99,7 +104,6 @@ impl<S: Service> Server<S> {
             })
             .collect();
         sides.iter().for_each(|side| side.update_date());
-        rustix::net::listen(&listener, BACKLOG)?;
         let core = cores.of_fd(&listener);
         let io = Watched::new(listener)?;
         let paused = Arc::new(AtomicBool::new(false));
@@ -250,5 +254,21 @@ impl<S> CoreServer<S> {
         {
             *date = (seconds, text);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_two_that_are_bound_to_a_port_listens() {
+        let first = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = SocketAddr::try_from(rustix::net::getsockname(&first).unwrap()).unwrap();
+        let second = bind(address).unwrap();
+        listen(&first).unwrap();
+        assert_eq!(listen(&second).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(bind(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     }
 }

@@ -127,6 +127,9 @@ fn servers_that_cannot_be_reached_are_named() {
     let port = taken.local_addr().unwrap().port();
     check(&stack.app().env("SERVER_PORT", port), "a taken port", &["SERVER_PORT", &port.to_string()]);
     check(&stack.app().env("ADMIN_ADDR", process::local(port)), "a taken port", &["ADMIN_ADDR", &port.to_string()]);
+    let (free, everywhere) = (process::local(process::free_port()), stack.app().env("BIND_ADDR", "0.0.0.0"));
+    let app = everywhere.env("SERVER_PORT", free.port()).env("ADMIN_ADDR", free);
+    check(&app, "one port for both", &["ADMIN_ADDR", &free.to_string(), "SERVER_PORT"]);
 }
 
 #[test]
