@@ -11,7 +11,7 @@ use arc_swap::Cache;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Script calls that are in flight at once. Two to four were best, one was worse: Redis would wait for us.
@@ -65,25 +65,18 @@ pub(super) struct State {
     /// Redis' clock as last heard; the view's until then.
     pub(super) clock: Option<Clock>,
     pub(super) latch: Option<Latch>,
-    connected: bool,
     /// Which Redis the connection was made to.
     greeted: String,
 }
 
-/// One core's lane. Its state is locked by its own coroutines alone, never across a wait.
+/// One core's lane. Its state is locked by its own coroutines, never across a wait, and by [`Lane::undecided`].
 pub(super) struct Lane {
     pub(super) core: usize,
     pub(super) shared: Arc<Shared>,
     link: Arc<Link>,
     state: Mutex<State>,
-    seen: Seen,
-}
-
-/// What other threads are told of a lane, without its lock: a core never waits for them.
-#[derive(Default)]
-struct Seen {
+    /// Whether there is a connection that may be written to. Not in the state, so that other threads can look at any time.
     connected: AtomicBool,
-    undecided: AtomicUsize,
 }
 
 impl State {
@@ -108,17 +101,9 @@ impl Lane {
             spare: Vec::new(),
             clock: None,
             latch: None,
-            connected: false,
             greeted: String::new(),
         };
-        Lane { core, shared, link, state: Mutex::new(state), seen: Seen::default() }
-    }
-
-    /// Tells the other threads what the state is like, after it changed.
-    fn show(&self, state: &State) {
-        let undecided = state.pending.len() + state.flights.iter().map(|f| f.requests.len()).sum::<usize>();
-        self.seen.undecided.store(undecided, Ordering::Release);
-        self.seen.connected.store(state.connected, Ordering::Release);
+        Lane { core, shared, link, state: Mutex::new(state), connected: AtomicBool::new(false) }
     }
 
     /// Decides what the core knows by itself; anything else joins the next call.
@@ -126,7 +111,7 @@ impl Lane {
         crate::core::debug_assert_on(self.core);
         let mut state = self.state.lock();
         let state = &mut *state;
-        if !state.connected || !state.view.load().selling {
+        if !self.is_connected() || !state.view.load().selling {
             return Some(Outcome::Unavailable);
         }
         match request {
@@ -154,9 +139,6 @@ impl Lane {
         if state.pending.len() == 1 && state.flights.len() < MAX_FLIGHTS {
             self.link.wake();
         }
-        // Only this core writes it, so it needs no locked instruction.
-        let undecided = self.seen.undecided.load(Ordering::Relaxed);
-        self.seen.undecided.store(undecided + 1, Ordering::Release);
         None
     }
 
@@ -164,7 +146,7 @@ impl Lane {
     pub(super) fn tick(&self) {
         let waits = {
             let mut state = self.state.lock();
-            !state.connected || !state.flights.is_empty() || !state.pending.is_empty() || state.is_outdated()
+            !self.is_connected() || !state.flights.is_empty() || !state.pending.is_empty() || state.is_outdated()
         };
         if waits {
             self.link.wake();
@@ -173,12 +155,14 @@ impl Lane {
 
     /// Whether requests can be decided. From any thread.
     pub(super) fn is_connected(&self) -> bool {
-        self.seen.connected.load(Ordering::Acquire)
+        self.connected.load(Ordering::Acquire)
     }
 
-    /// How many requests are not decided. From any thread.
+    /// How many requests are not decided. From any thread, in a doubt or at the end alone: it takes the lock, so that
+    /// whoever has stopped the selling misses no request that was let through just before.
     pub(super) fn undecided(&self) -> usize {
-        self.seen.undecided.load(Ordering::Acquire)
+        let state = self.state.lock();
+        state.pending.len() + state.flights.iter().map(|f| f.requests.len()).sum::<usize>()
     }
 }
 
@@ -295,11 +279,10 @@ impl Protocol for Rider {
 
     fn ready(&mut self) {
         let mut state = self.lane.state.lock();
-        state.connected = true;
         state.latch = None;
         // It may be another server, whose clock differs.
         state.clock = None;
-        self.lane.show(&state);
+        self.lane.connected.store(true, Ordering::Release);
     }
 
     fn fill(&mut self, out: &mut Vec<u8>) -> Result<(), String> {
@@ -320,7 +303,6 @@ impl Protocol for Rider {
                 Some(sale) => self.send_purchases(&mut state, sale, purchases, out),
             }
         }
-        lane.show(&state);
         Ok(())
     }
 
@@ -328,21 +310,18 @@ impl Protocol for Rider {
         crate::core::debug_assert_on(self.lane.core);
         let mut state = self.lane.state.lock();
         let Some(flight) = state.flights.pop_front() else { return Err("a reply that nobody asked for".into()) };
-        let done = answer::answer(&self.lane, &mut state, flight, reply);
-        self.lane.show(&state);
-        done
+        answer::answer(&self.lane, &mut state, flight, reply)
     }
 
     fn lost(&mut self, why: &str) {
         let mut state = self.lane.state.lock();
-        let was_connected = std::mem::replace(&mut state.connected, false);
+        let was_connected = self.lane.connected.swap(false, Ordering::AcqRel);
         state.latch = None;
         for flight in std::mem::take(&mut state.flights) {
             answer::refuse(flight.requests, &mut state);
         }
         let waiting: Vec<Pending> = state.pending.drain(..).collect();
         answer::refuse(waiting, &mut state);
-        self.lane.show(&state);
         if was_connected {
             tracing::warn!(core = self.lane.core, "the connection to Redis is gone: {why}");
         }
