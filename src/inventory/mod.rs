@@ -14,7 +14,8 @@ use arc_swap::ArcSwap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Decides checkouts and purchases. Every call is made on the core that it is about, and never blocks.
+/// Decides checkouts and purchases. [`submit`](Inventory::submit), [`tick`](Inventory::tick) and
+/// [`written`](Inventory::written) are called on the core that they are about; no call blocks.
 pub trait Inventory: Send + Sync + 'static {
     /// Decides now, or has the decision delivered to `waiter` later (`None`).
     fn submit(&self, waiter: &Arc<Waiter>, ticket: Ticket, request: &Request) -> Option<Outcome>;
@@ -25,10 +26,10 @@ pub trait Inventory: Send + Sync + 'static {
     /// Answers wait for these records; now they are in the ledger, or it gave them up.
     fn written(&self, core: usize, handoff: Box<Handoff>, ok: bool);
 
-    /// Whether every core can have its requests decided.
+    /// Whether every core can have its requests decided. From any thread.
     fn is_ready(&self) -> bool;
 
-    /// How many requests this core has that are not decided yet.
+    /// How many requests this core has that are not decided yet. From any thread, when selling has stopped.
     fn undecided(&self, core: usize) -> usize;
 }
 
@@ -101,8 +102,9 @@ impl View {
         match self.sale(id) {
             Some(terms) if terms.ends_ms <= now_ms => Err(Outcome::InvalidCode),
             Some(terms) => Ok(terms),
-            // Sales leave the view from the front when they have ended; a later one was opened by another instance.
-            None if self.sales.last().is_some_and(|last| id < last.sale) => Err(Outcome::InvalidCode),
+            // Sales leave the view when they have ended. A later one, or one that filled a gap, was opened by another
+            // instance a moment ago.
+            None if self.sale_at(now_ms).is_some_and(|on| id < on.sale) => Err(Outcome::InvalidCode),
             None => Err(Outcome::Unavailable),
         }
     }
@@ -118,7 +120,7 @@ pub enum Suspicion {
     State(SaleId, &'static str),
     /// Redis carries another epoch.
     Epoch(u64),
-    /// The Redis that answers is another one, or was started anew; or it is a replica.
+    /// The Redis that answers is another one, or was started anew.
     Identity(String),
     /// The connection is gone.
     Away(String),
@@ -134,5 +136,32 @@ pub fn identity(info: &str) -> Result<String, String> {
     match (field("run_id"), field("master_replid")) {
         (Some(run), Some(replication)) => Ok(format!("{run}/{replication}")),
         _ => Err("Redis does not tell its run id and replication id".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_of_sales_that_are_not_in_the_view() {
+        let terms = |starts_ms: u64, ends_ms: u64| Terms {
+            sale: SaleId(starts_ms / 1000),
+            items: 1,
+            user_limit: 1,
+            hold_ms: 1,
+            starts_ms,
+            ends_ms,
+        };
+        // Planned by a clock that was ahead; the gap is filled by somebody else at this moment.
+        let mut view = View { sales: vec![terms(36_000, 40_000), terms(40_000, 44_000)], ..View::closed() };
+        let judge = |view: &View, sale, now_ms| view.judge_code(SaleId(sale), now_ms).map(|terms| terms.sale.0);
+        assert_eq!(judge(&view, 7, 7_500), Err(Outcome::Unavailable), "it may be on");
+        assert_eq!(judge(&view, 7, 36_500), Err(Outcome::InvalidCode), "it is over");
+        assert_eq!(judge(&view, 44, 36_500), Err(Outcome::Unavailable), "it comes later");
+        assert_eq!(judge(&view, 36, 36_500), Ok(36));
+        assert_eq!(judge(&view, 36, 40_000), Err(Outcome::InvalidCode));
+        view.sales.clear();
+        assert_eq!(judge(&view, 7, 7_500), Err(Outcome::Unavailable));
     }
 }

@@ -1,7 +1,10 @@
-//! Which sales there are: pure.
+//! Which sales there are.
+//!
+//! Owns their order without gaps and overlaps. Refuses to know who opens them, and where they are sold.
 
 use crate::config::SaleSettings;
 use crate::domain::{SaleId, Terms};
+use crate::ledger::{Ledger, LedgerError, SaleRow};
 
 /// Sales that are opened ahead of the running one, so that an edge needs neither ledger nor luck.
 const MIN_AHEAD: usize = 2;
@@ -40,8 +43,34 @@ pub fn next_terms(known: &[Terms], now_ms: u64, settings: &SaleSettings) -> Opti
     })
 }
 
+/// Plans what is missing in `rows` (all sales that have not ended, and the one that ended last) until far enough ahead.
+pub fn plan_ahead<L: Ledger + ?Sized>(
+    ledger: &mut L,
+    rows: &mut Vec<SaleRow>,
+    now_ms: u64,
+    settings: &SaleSettings,
+) -> Result<(), LedgerError> {
+    loop {
+        let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
+        let Some(terms) = next_terms(&known, now_ms, settings) else { return Ok(()) };
+        let row = ledger.plan(&terms)?;
+        if overlaps(&row.terms, &known) {
+            return Err(LedgerError::Failed(format!("sale {} in the ledger overlaps another one", row.terms.sale)));
+        }
+        rows.push(row);
+        rows.sort_by_key(|row| row.terms.starts_ms);
+    }
+}
+
+/// Whether a sale is as `settings` have it.
+pub fn is_by(terms: &Terms, settings: &SaleSettings) -> bool {
+    let SaleSettings { items, user_limit, sale_ms, hold_ms } = *settings;
+    (terms.items, terms.user_limit, terms.hold_ms) == (items, user_limit, hold_ms)
+        && terms.ends_ms - terms.starts_ms == sale_ms
+}
+
 /// Whether `terms` share a moment with any of `known`: then somebody else has planned otherwise.
-pub fn overlaps(terms: &Terms, known: &[Terms]) -> bool {
+fn overlaps(terms: &Terms, known: &[Terms]) -> bool {
     known.iter().any(|other| terms.starts_ms < other.ends_ms && other.starts_ms < terms.ends_ms)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Owns the list of open sales. Invariant: a sale that is in the list holds all that the ledger has of it.
 
-use super::calendar::{next_terms, overlaps};
+use super::calendar::{is_by, next_terms, plan_ahead};
 use crate::config::SaleSettings;
 use crate::domain::{EMBEDDED_EPOCH, Terms};
 use crate::inventory::embedded::{Sales, wall_clock_ms};
@@ -93,16 +93,8 @@ impl Keeper {
     /// The sales that the ledger has, up to those far enough ahead: what is missing of them is planned.
     fn due(&mut self, now_ms: u64) -> Result<Vec<SaleRow>, LedgerError> {
         let mut rows = self.ledger.sales(now_ms.saturating_sub(self.settings.sale_ms))?;
-        loop {
-            let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
-            let Some(terms) = next_terms(&known, now_ms, &self.settings) else { return Ok(rows) };
-            let row = self.ledger.plan(&terms)?;
-            if overlaps(&row.terms, &known) {
-                return Err(LedgerError::Failed(format!("sale {} in the ledger overlaps another one", row.terms.sale)));
-            }
-            rows.push(row);
-            rows.sort_by_key(|row| row.terms.starts_ms);
-        }
+        plan_ahead(&mut *self.ledger, &mut rows, now_ms, &self.settings)?;
+        Ok(rows)
     }
 
     fn rebuild(&mut self, terms: &Terms, now_ms: u64) -> Result<MemorySale, LedgerError> {
@@ -111,7 +103,7 @@ impl Keeper {
         let found = holds.len();
         let sale = MemorySale::open(*terms, holds, now_ms);
         tracing::info!(sale = terms.sale.0, items = terms.items, holds = found, "opened");
-        if !self.settings_are_of(terms) && !std::mem::replace(&mut self.warned, true) {
+        if !is_by(terms, &self.settings) && !std::mem::replace(&mut self.warned, true) {
             tracing::warn!(
                 ?terms,
                 settings = ?self.settings,
@@ -122,11 +114,5 @@ impl Keeper {
             tracing::error!(sale = terms.sale.0, holds = sale.dropped(), "holds found no item left");
         }
         Ok(sale)
-    }
-
-    fn settings_are_of(&self, terms: &Terms) -> bool {
-        let SaleSettings { items, user_limit, sale_ms, hold_ms } = self.settings;
-        (terms.items, terms.user_limit, terms.hold_ms) == (items, user_limit, hold_ms)
-            && terms.ends_ms - terms.starts_ms == sale_ms
     }
 }

@@ -3,7 +3,7 @@
 //! Invariant: what is in `open` was found good, or was opened, under the keeper's epoch. Refuses to settle a doubt: it
 //! only raises one.
 
-use super::calendar::{next_terms, overlaps};
+use super::calendar::{is_by, next_terms, plan_ahead};
 use super::distributed::{Keeper, SHORT_WAIT};
 use super::store::Condition;
 use crate::domain::Terms;
@@ -20,8 +20,9 @@ const LOOKED_AT: usize = 3;
 impl Keeper {
     /// Shows the cores what is open.
     pub(super) fn publish(&mut self, selling: bool) -> Result<(), String> {
-        let at = Instant::now();
         let now_ms = self.store.now_ms()?;
+        // After the answer: the cores' clock may be behind, never ahead.
+        let at = Instant::now();
         self.open.retain(|terms| terms.ends_ms + LINGER_MS > now_ms);
         self.gate.store(Arc::new(View {
             epoch: self.epoch.number,
@@ -59,11 +60,15 @@ impl Keeper {
     fn adopt_sale(&mut self, terms: &Terms) -> Result<bool, String> {
         let good = self.store.condition(terms.sale, self.epoch.number)? == Condition::Good;
         if good {
-            self.warn_of_other_settings(terms);
-            self.open.push(*terms);
-            self.open.sort_by_key(|terms| terms.starts_ms);
+            self.add_open(*terms);
         }
         Ok(good)
+    }
+
+    fn add_open(&mut self, terms: Terms) {
+        self.warn_of_other_settings(&terms);
+        self.open.push(terms);
+        self.open.sort_by_key(|terms| terms.starts_ms);
     }
 
     fn look_at_state(&mut self, terms: &Terms) -> Result<(), String> {
@@ -105,16 +110,7 @@ impl Keeper {
         if !self.ledger.is_member() {
             self.ledger.join(self.epoch.number).map_err(|e| e.to_string())?;
         }
-        loop {
-            let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
-            let Some(terms) = next_terms(&known, now_ms, &self.settings) else { break };
-            let row = self.ledger.plan(&terms).map_err(|e| e.to_string())?;
-            if overlaps(&row.terms, &known) {
-                return Err(format!("sale {} in the ledger overlaps another one", row.terms.sale));
-            }
-            rows.push(row);
-            rows.sort_by_key(|row| row.terms.starts_ms);
-        }
+        plan_ahead(&mut *self.ledger, &mut rows, now_ms, &self.settings).map_err(|e| e.to_string())?;
         for row in rows.iter().filter(|row| row.terms.ends_ms > now_ms) {
             if self.open.contains(&row.terms) {
                 continue;
@@ -140,19 +136,14 @@ impl Keeper {
                 self.store.discard(&built);
                 return opened;
             }
-            self.warn_of_other_settings(&row.terms);
             tracing::info!(sale = row.terms.sale.0, items = row.terms.items, "opened");
-            self.open.push(row.terms);
+            self.add_open(row.terms);
         }
         Ok(())
     }
 
     fn warn_of_other_settings(&mut self, terms: &Terms) {
-        let same = terms.items == self.settings.items
-            && terms.user_limit == self.settings.user_limit
-            && terms.hold_ms == self.settings.hold_ms
-            && terms.ends_ms - terms.starts_ms == self.settings.sale_ms;
-        if !same && self.warned.is_none() {
+        if !is_by(terms, &self.settings) && self.warned.is_none() {
             tracing::warn!(
                 sale = terms.sale.0,
                 items = terms.items,
