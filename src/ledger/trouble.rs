@@ -38,7 +38,7 @@ impl Trouble {
         self.0.is_some()
     }
 
-    /// The ledger took records.
+    /// The ledger took records, or could have.
     pub fn written(&mut self) {
         if let Some(spell) = &mut self.0 {
             spell.written = true;

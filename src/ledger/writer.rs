@@ -167,7 +167,11 @@ impl<A: Append + 'static> Writer<A> {
                     }
                     return self.settle(handoffs, true);
                 }
-                Err(LedgerError::Stale { current }) => self.pass_on_stale(handoffs, current),
+                Err(LedgerError::Stale { current }) => {
+                    // It took none of them, but it answers.
+                    trouble.written();
+                    self.pass_on_stale(handoffs, current);
+                }
                 Err(LedgerError::Failed(why)) => {
                     trouble.failed(Instant::now(), &why);
                     self.inbox.counters.refusing.store(true, Ordering::Relaxed);

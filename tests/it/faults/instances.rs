@@ -143,6 +143,7 @@ fn what_fits_no_more_is_kept_apart() {
     // Nobody else knows of the twenty: their items are sold once more.
     buy(near.addr(), &history, 30);
     assert_eq!(history.granted(), 40 + 1 + 58);
+    far.says("the ledger does not take records", GOING_ON);
     postgres.hold(false);
     let mut client = stack.postgres().client();
     let mut count = |sql: &str| client.query_one(sql, &[]).unwrap().get::<_, i64>(0);
@@ -152,6 +153,8 @@ fn what_fits_no_more_is_kept_apart() {
     assert_eq!(count("SELECT count(*) FROM ledger_misfits WHERE kind = 'purchase'"), 20);
     assert_eq!(count("SELECT count(*) FROM ledger_misfits WHERE kind = 'hold'"), 20);
     far.says("kept apart", GOING_ON);
+    // All that it had to write was of an epoch that is over; nothing of its own comes after it.
+    far.says("the ledger takes records again", GOING_ON);
     assert_eq!(decided(|| probe(far.addr(), &history).0).0, Told::Refused(409, "sold_out".into()));
 }
 
