@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Throws away what a closed state holds, all of which the ledger has by now, and leaves the fence.
+-- Throws away what a closed state holds, all facts of which the ledger has by now, and leaves the fence. (A hold that
+-- was put back has its first expiry there.)
 --
 -- KEYS   1 the sale's state (hash), 2 its queue (list); one hash tag
 -- ARGV   1 the epoch that it was closed for, 2 when the key expires (unix seconds)

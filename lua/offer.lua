@@ -34,7 +34,16 @@ local function write(mark, number, taken, expires, purchased, user, item)
 end
 
 local function offer_hold(number, user, item, taken, expires)
-  if redis.call('HEXISTS', state, 'h:' .. number) == 1 then return true end
+  local record = redis.call('HGET', state, 'h:' .. number)
+  if record then
+    -- Its purchase may have come alone.
+    local bought = string.match(record, '^P%d+:0:(%d+):')
+    if bought then
+      write('P', number, taken, expires, bought, user, item)
+      redis.call('HINCRBY', state, 'taken', 1)
+    end
+    return true
+  end
   if tonumber(expires) <= now then
     write('X', number, taken, expires, 0, user, item)
   elseif take(user) then

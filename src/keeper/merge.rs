@@ -2,7 +2,7 @@
 //!
 //! Owns the union per hold number, in which purchased beats expired beats held, and the fitting into the stock.
 
-use crate::domain::{Id, Record, RecordKind, Terms};
+use crate::domain::{HoldNumber, Id, Record, RecordKind, Terms};
 use std::collections::BTreeMap;
 
 /// What is known of one hold.
@@ -53,6 +53,16 @@ pub struct Rebuilt {
     pub clock_ms: u64,
 }
 
+/// The facts of a hold that Redis has, without those that the ledger has.
+pub fn lacking(number: u64, known: &Known, has_checkout: bool, has_purchase: bool) -> impl Iterator<Item = Record> {
+    let Known { user, item, taken_ms, expires_ms, purchased_ms } = *known;
+    let record =
+        move |kind, at_ms, expires_ms| Record { kind, number: HoldNumber(number), user, item, at_ms, expires_ms };
+    let hold = (!has_checkout && known.has_checkout()).then(|| record(RecordKind::Hold, taken_ms, expires_ms));
+    let purchase = purchased_ms.filter(|_| !has_purchase).map(|at_ms| record(RecordKind::Purchase, at_ms, 0));
+    hold.into_iter().chain(purchase)
+}
+
 /// What both sides remember, and what the ledger lacks.
 #[derive(Debug, Default)]
 pub struct Union {
@@ -70,22 +80,8 @@ impl Union {
     /// Adds what Redis has of a hold. `has_checkout` says whether the ledger has the checkout's row.
     pub fn redis(&mut self, number: u64, known: Known, has_checkout: bool) {
         let entry = self.known.get(&number).copied();
-        let record = |kind, at_ms, expires_ms| Record {
-            kind,
-            number: crate::domain::HoldNumber(number),
-            user: known.user,
-            item: known.item,
-            at_ms,
-            expires_ms,
-        };
-        if !has_checkout && known.has_checkout() {
-            self.missing.push(record(RecordKind::Hold, known.taken_ms, known.expires_ms));
-        }
-        if let Some(at_ms) = known.purchased_ms
-            && entry.is_none_or(|entry| entry.purchased_ms.is_none())
-        {
-            self.missing.push(record(RecordKind::Purchase, at_ms, 0));
-        }
+        let has_purchase = entry.is_some_and(|entry| entry.purchased_ms.is_some());
+        self.missing.extend(lacking(number, &known, has_checkout, has_purchase));
         let purchased_ms = entry.and_then(|entry| entry.purchased_ms).or(known.purchased_ms);
         // The later expiry: a hold that was put back got more time.
         let expires_ms = entry.map_or(0, |entry| entry.expires_ms).max(known.expires_ms);

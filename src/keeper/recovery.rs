@@ -6,8 +6,8 @@
 use super::distributed::Keeper;
 use super::merge::{Known, Rebuilt, Union};
 use super::store::{Built, Condition};
-use crate::domain::{HoldNumber, Record, RecordKind, Records, Terms};
-use crate::ledger::{Epoch, HoldRow};
+use crate::domain::{HoldNumber, Record, RecordKind, Records, SaleId, Terms};
+use crate::ledger::{Epoch, HoldRow, LedgerError};
 use crate::record::Message;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -38,7 +38,7 @@ impl Keeper {
         wait: Duration,
         work: impl FnOnce(&mut Keeper) -> Result<(), String>,
     ) -> Result<bool, String> {
-        if !self.ledger.lock_opening(wait).map_err(|e| e.to_string())? {
+        if !self.ledger.lock_opening(wait).map_err(|e| was_away(&mut self.ledger_away, &e))? {
             return Ok(false);
         }
         let done = work(self);
@@ -65,7 +65,7 @@ impl Keeper {
     /// stopped.
     pub(super) fn stand_aside(&mut self) -> Result<(), String> {
         self.drain_own();
-        self.ledger.leave().map_err(|e| e.to_string())
+        self.ledger.leave().map_err(|e| was_away(&mut self.ledger_away, &e))
     }
 
     /// Waits until this instance's calls are answered and its records written, for a while.
@@ -87,12 +87,13 @@ impl Keeper {
         if self.recorder.sender().send_timeout(Message::Flush(done), left).is_err()
             || wait.recv_deadline(until).is_err()
         {
-            tracing::warn!("records of this instance are not written yet; they are offered again afterwards");
+            // In each round of an outage, of which the writer has spoken.
+            tracing::debug!("records of this instance are not written yet; they are offered again afterwards");
         }
     }
 
     fn recover_locked(&mut self) -> Result<(), String> {
-        let current = self.ledger.epoch().map_err(|e| e.to_string())?;
+        let current = self.ledger.epoch().map_err(|e| was_away(&mut self.ledger_away, &e))?;
         let mut identity = self.store.identity()?;
         if current.identity != identity {
             // A connection of old may still lead to a master that the others have left.
@@ -210,6 +211,18 @@ impl Keeper {
         Ok(())
     }
 
+    /// Writes what the ledger lacks of a sale. Returns how much of it was lacking indeed. Under the openers' lock.
+    pub(super) fn add_missing(&mut self, sale: SaleId, epoch: u64, missing: &[Record]) -> Result<u64, String> {
+        let mut added = 0;
+        for chunk in missing.chunks(BATCH) {
+            let mut records = Records::new(sale, epoch);
+            chunk.iter().for_each(|record| records.push(record));
+            added += self.ledger.add_missing(&records).map_err(|e| e.to_string())?;
+            self.still_opening()?;
+        }
+        Ok(added)
+    }
+
     fn still_opening(&mut self) -> Result<(), String> {
         self.ledger.still_opening().map_err(|e| e.to_string())
     }
@@ -255,12 +268,7 @@ impl Keeper {
         let alive = &mut || ledger.still_opening().map_err(|e| e.to_string());
         let each = &mut |number, known| union.redis(number, known, with_checkout.contains(&number));
         let whole = self.store.holds(terms.sale, each, alive)?;
-        for chunk in union.missing.chunks(BATCH) {
-            let mut records = Records::new(terms.sale, epoch);
-            chunk.iter().for_each(|record| records.push(record));
-            self.ledger.add_missing(&records).map_err(|e| e.to_string())?;
-            self.still_opening()?;
-        }
+        self.add_missing(terms.sale, epoch, &union.missing)?;
         let now_ms = self.store.now_ms()?;
         let rebuilt = union.rebuild(terms, now_ms);
         if rebuilt.purchased > terms.items {
@@ -285,6 +293,12 @@ impl Keeper {
         }
         Ok((rebuilt, whole))
     }
+}
+
+/// Notes that the ledger did not answer: it may have lost everybody's locks.
+fn was_away(ledger_away: &mut Option<Instant>, error: &LedgerError) -> String {
+    *ledger_away = Some(Instant::now());
+    error.to_string()
 }
 
 fn known(row: &HoldRow) -> Known {

@@ -44,7 +44,7 @@ pub enum Condition {
 pub struct Counts {
     /// The time of the last decision that is counted, unix milliseconds.
     pub upto_ms: u64,
-    /// Holds that there ever were.
+    /// Holds whose checkout the ledger should have: all that there ever were, and those that found no place in the state.
     pub taken: u64,
     /// Holds that were redeemed.
     pub purchased: u64,
@@ -187,11 +187,11 @@ impl Store {
 
     /// What `sale` has in Redis by its own clock; `None` if it has no state.
     pub fn counts(&mut self, sale: SaleId) -> Result<Option<Counts>, String> {
-        let fields = &["clock", "taken", "purchased"][..];
-        type Found = (Option<u64>, Option<u64>, Option<u64>);
+        let fields = &["clock", "taken", "purchased", "apart"][..];
+        type Found = (Option<u64>, Option<u64>, Option<u64>, Option<u64>);
         let found: Found = self.ask(cmd("HMGET").arg(state_key(sale)).arg(fields))?;
-        let (Some(upto_ms), Some(taken), Some(purchased)) = found else { return Ok(None) };
-        Ok(Some(Counts { upto_ms, taken, purchased }))
+        let (Some(upto_ms), Some(taken), Some(purchased), apart) = found else { return Ok(None) };
+        Ok(Some(Counts { upto_ms, taken: taken + apart.unwrap_or(0), purchased }))
     }
 
     /// Calls `each` for every hold that Redis remembers of `sale`, for some twice. `alive` is asked after each chunk.
@@ -304,6 +304,9 @@ impl Store {
     fn build_terms(&mut self, built: &Built, rebuilt: &Rebuilt) -> Result<(), String> {
         let Built { terms, epoch, state, queue } = built;
         let free = terms.items.saturating_sub(rebuilt.purchased + rebuilt.held);
+        let with_checkout = |known: &&Known| known.has_checkout();
+        let taken = rebuilt.holds.values().map(|(known, _)| known).filter(with_checkout).count() as u64;
+        let apart = rebuilt.misfits.iter().map(|(_, known)| known).filter(with_checkout).count() as u64;
         let mut set = cmd("HSET");
         set.arg(state).arg("epoch").arg(epoch).arg("status").arg("open");
         for (field, value) in [
@@ -317,7 +320,9 @@ impl Store {
             ("free", free),
             ("held", rebuilt.held),
             ("purchased", rebuilt.purchased),
-            ("taken", rebuilt.holds.values().filter(|(known, _)| known.has_checkout()).count() as u64),
+            ("taken", taken),
+            // Holds that are in the ledger and not in here.
+            ("apart", apart),
             ("queue", rebuilt.held),
         ] {
             set.arg(field).arg(value);

@@ -4,8 +4,9 @@
 //! that they hold. Refuses to judge: what does not agree is settled by rebuilding, elsewhere.
 
 use super::distributed::{Keeper, is_due};
+use super::merge::lacking;
 use super::store::Counts;
-use crate::domain::{HoldNumber, Record, RecordKind, Records, SaleId};
+use crate::domain::SaleId;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -21,8 +22,6 @@ const HURRY: Duration = Duration::from_secs(1);
 const SETTLED_MS: u64 = 5_000;
 /// How long after its end a sale's state is cleared away.
 const CLEAR_AFTER_MS: u64 = 60_000;
-/// Records that the ledger lacks are written in batches of this size.
-const BATCH: usize = 2_000;
 
 // All that a sale decided is settled when it is cleared away.
 const _: () = assert!(CLEAR_AFTER_MS > 2 * SETTLED_MS);
@@ -158,30 +157,12 @@ impl Keeper {
         let mut missing = Vec::new();
         let each = &mut |number, known: super::merge::Known| {
             let (has_checkout, has_purchase) = in_ledger.get(&number).copied().unwrap_or_default();
-            let record = |kind, at_ms, expires_ms| Record {
-                kind,
-                number: HoldNumber(number),
-                user: known.user,
-                item: known.item,
-                at_ms,
-                expires_ms,
-            };
-            if !has_checkout && known.has_checkout() && known.taken_ms <= settled_ms {
-                missing.push(record(RecordKind::Hold, known.taken_ms, known.expires_ms));
-            }
-            if let Some(at_ms) = known.purchased_ms.filter(|at_ms| !has_purchase && *at_ms <= settled_ms) {
-                missing.push(record(RecordKind::Purchase, at_ms, 0));
-            }
+            let records = lacking(number, &known, has_checkout, has_purchase);
+            missing.extend(records.filter(|record| record.at_ms <= settled_ms));
         };
         let ledger = &mut self.ledger;
         let whole = self.store.holds(sale, each, &mut || ledger.still_opening().map_err(|e| e.to_string()))?;
-        let mut added = 0;
-        for chunk in missing.chunks(BATCH) {
-            let mut records = Records::new(sale, self.epoch.number);
-            chunk.iter().for_each(|record| records.push(record));
-            added += self.ledger.add_missing(&records).map_err(|e| e.to_string())?;
-            self.ledger.still_opening().map_err(|e| e.to_string())?;
-        }
+        let added = self.add_missing(sale, self.epoch.number, &missing)?;
         if added > 0 {
             tracing::warn!(sale = sale.0, records = added, "written to the ledger by reconciliation");
         }

@@ -43,7 +43,7 @@ pub trait Append: Send {
     /// on the next call. `Stale` if any batch's epoch is not the one in force.
     fn append(&mut self, batches: &[&Records]) -> Result<(), LedgerError>;
 
-    /// Writes something that changes nothing, to find out whether the ledger takes records again. Only asked where a
+    /// Writes something that changes nothing in the end, to find out whether the ledger takes records again. Only asked where a
     /// batch that was refused is given back: else that batch is tried again, and says it.
     fn probe(&mut self) -> Result<(), LedgerError> {
         Ok(())
@@ -78,10 +78,6 @@ pub trait Ledger: Send {
 
     /// Calls `each` for every hold of `sale`, in the order of their numbers. Keeps the openers' lock, where it is held.
     fn holds(&mut self, sale: SaleId, each: &mut dyn FnMut(HoldRow)) -> Result<(), LedgerError>;
-
-    /// How many checkouts and how many purchases of `sale` the ledger has that were decided up to `upto_ms` (unix
-    /// milliseconds).
-    fn counts(&mut self, sale: SaleId, upto_ms: u64) -> Result<(u64, u64), LedgerError>;
 }
 
 /// The number in force and the Redis it was opened on.
@@ -96,6 +92,10 @@ pub struct Epoch {
 
 /// What only a ledger shared by several instances has: the fence. All calls block for seconds at most, then fail.
 pub trait Fence: Ledger {
+    /// How many checkouts and how many purchases of `sale` the ledger has that were decided up to `upto_ms` (unix
+    /// milliseconds).
+    fn counts(&mut self, sale: SaleId, upto_ms: u64) -> Result<(u64, u64), LedgerError>;
+
     /// The epoch in force (1 in a new ledger).
     fn epoch(&mut self) -> Result<Epoch, LedgerError>;
 

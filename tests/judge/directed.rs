@@ -3,7 +3,7 @@
 use crate::bench::{Bench, Told};
 use crate::state::State;
 use flashsale::domain::{HoldNumber, Id, Outcome, Terms};
-use flashsale::keeper::merge::Rebuilt;
+use flashsale::keeper::merge::{Known, Rebuilt, Union};
 
 /// Entries of the queue that one call takes back, as `lua/checkout.lua` says.
 const BOUND: u64 = 256;
@@ -42,6 +42,28 @@ impl Bench {
 
 fn is_held(told: &Told) -> bool {
     matches!(told, Told::Outcome(Outcome::Held { .. }, _))
+}
+
+#[test]
+fn what_found_no_place_is_expected_in_the_ledger() {
+    let mut bench = Bench::start();
+    let sale = bench.next_sale();
+    let ends_ms = START_MS + 100_000;
+    let terms = Terms { sale, items: 2, user_limit: 9, hold_ms: 1_000, starts_ms: START_MS, ends_ms };
+    let mut union = Union::default();
+    for number in 0..5 {
+        let (taken_ms, purchased_ms) = (START_MS, (number == 4).then_some(START_MS));
+        let known = Known { user: id("u"), item: id("i"), taken_ms, expires_ms: START_MS + 1_000, purchased_ms };
+        union.ledger(number, known);
+    }
+    let rebuilt = union.rebuild(&terms, START_MS);
+    assert_eq!(rebuilt.misfits.len(), 3);
+    let built = bench.store.build(&terms, 1, &rebuilt, &mut || Ok(())).unwrap();
+    bench.store.open(&built).unwrap();
+    // All five checkouts are in the ledger, and a sixth one that is lacking has to be noticed.
+    let counts = bench.store.counts(sale).unwrap().unwrap();
+    assert_eq!((counts.taken, counts.purchased), (5, 1));
+    State::read(&mut bench.connection, &terms).check(&terms, 1).unwrap();
 }
 
 #[test]

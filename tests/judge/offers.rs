@@ -62,7 +62,15 @@ impl Model {
     fn offer(&mut self, now: u64, purchase: bool, number: HoldNumber, hold: Hold) -> bool {
         let known = self.holds.get(&number).copied();
         let state = match (purchase, known.map(|known| known.state)) {
-            (false, Some(_)) | (true, Some(HoldState::Purchased)) => return true,
+            (false, Some(_)) => {
+                let known = self.holds.get_mut(&number).unwrap();
+                if known.expires_ms == 0 {
+                    // Its purchase had come alone.
+                    (known.taken_ms, known.expires_ms) = (hold.taken_ms, hold.expires_ms);
+                }
+                return true;
+            }
+            (true, Some(HoldState::Purchased)) => return true,
             (false, None) if hold.expires_ms <= now => HoldState::Expired,
             (true, Some(HoldState::Held)) => HoldState::Purchased,
             _ if !self.has_room_for(hold.user) => return false,

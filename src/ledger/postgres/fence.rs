@@ -7,7 +7,7 @@
 use super::ledger::{Moment, PostgresLedger, number, signed};
 use super::session::{Failure, Session};
 use super::{EPOCH_CLASS, OPENERS_CLASS, WORK_LIMIT, WRITE_LIMIT, epoch_key, write};
-use crate::domain::{HoldKey, RecordKind, Records};
+use crate::domain::{HoldKey, RecordKind, Records, SaleId};
 use crate::ledger::{Epoch, Fence, LedgerError};
 use std::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
@@ -31,6 +31,15 @@ impl PostgresLedger {
 }
 
 impl Fence for PostgresLedger {
+    fn counts(&mut self, sale: SaleId, upto_ms: u64) -> Result<(u64, u64), LedgerError> {
+        self.run(async move |wire| {
+            const COUNT: &str = "SELECT (SELECT count(*) FROM ledger_holds WHERE sale_id = $1 AND created_at <= $2), \
+                (SELECT count(*) FROM ledger_purchases WHERE sale_id = $1 AND created_at <= $2)";
+            let row = wire.client.query_one(COUNT, &[&signed(sale.0)?, &Moment::of(upto_ms)]).await?;
+            Ok((number(&row, 0)?, number(&row, 1)?))
+        })
+    }
+
     fn epoch(&mut self) -> Result<Epoch, LedgerError> {
         self.run(async |wire| {
             let row = wire.client.query_opt("SELECT number, identity FROM ledger_fence", &[]).await?;

@@ -202,15 +202,6 @@ impl Ledger for PostgresLedger {
         }
         Ok(())
     }
-
-    fn counts(&mut self, sale: SaleId, upto_ms: u64) -> Result<(u64, u64), LedgerError> {
-        self.run(async move |wire| {
-            const COUNT: &str = "SELECT (SELECT count(*) FROM ledger_holds WHERE sale_id = $1 AND created_at <= $2), \
-                (SELECT count(*) FROM ledger_purchases WHERE sale_id = $1 AND created_at <= $2)";
-            let row = wire.client.query_one(COUNT, &[&signed(sale.0)?, &Moment::of(upto_ms)]).await?;
-            Ok((number(&row, 0)?, number(&row, 1)?))
-        })
-    }
 }
 
 /// The columns that [`sale_row`] reads.

@@ -214,11 +214,4 @@ impl Ledger for SqliteLedger {
         }
         Ok(())
     }
-
-    fn counts(&mut self, sale: SaleId, upto_ms: u64) -> Result<(u64, u64), LedgerError> {
-        let query = "SELECT (SELECT count(*) FROM ledger_holds WHERE sale_id = ?1 AND created_at <= ?2),
-                            (SELECT count(*) FROM ledger_purchases WHERE sale_id = ?1 AND created_at <= ?2)";
-        let upto = i64::try_from(upto_ms).unwrap_or(i64::MAX);
-        Ok(self.db.query_row(query, [int(sale.0)?, upto], |row| Ok((uint(row, 0)?, uint(row, 1)?)))?)
-    }
 }
