@@ -108,6 +108,8 @@ pub struct Counters {
     pub stale: AtomicU64,
     /// Whether the ledger refuses records at present, as the writer has found.
     pub refusing: AtomicBool,
+    /// Whether the ledger did not answer the keeper, who asks also while there is nothing to write.
+    pub away: AtomicBool,
     /// Since when the writer waits for the ledger to take a batch, if it does.
     pub writing: Mutex<Option<Instant>>,
 }
@@ -152,9 +154,11 @@ impl Counters {
         self.overflowed.load(Ordering::Relaxed).saturating_sub(self.reconciled.load(Ordering::Relaxed))
     }
 
-    /// Whether the ledger refuses records at present, or does not come to an end with them.
+    /// Whether the ledger refuses records at present, or would: it does not answer, or does not come to an end.
     pub fn is_refusing(&self) -> bool {
-        self.refusing.load(Ordering::Relaxed) || self.writing.lock().is_some_and(|since| since.elapsed() > STUCK)
+        self.refusing.load(Ordering::Relaxed)
+            || self.away.load(Ordering::Relaxed)
+            || self.writing.lock().is_some_and(|since| since.elapsed() > STUCK)
     }
 
     /// Records that were handed over and are not in the ledger yet.
@@ -182,19 +186,16 @@ impl Recorder {
         let _ = self.spare_in.try_send(handoff);
     }
 
-    /// Hands over without blocking. `Err` gives it back when too much waits already, or the writer is gone; it is
-    /// counted.
+    /// Hands over without blocking. `Err` gives it back when too much waits already, or the writer is gone.
     pub fn hand_over(&self, handoff: Box<Handoff>) -> Result<(), Box<Handoff>> {
         let count = handoff.records.len() as u64;
         if self.counters.backlog() + count > MAX_BACKLOG {
-            self.counters.overflowed.fetch_add(count, Ordering::Relaxed);
             return Err(handoff);
         }
         // Counted first: the writer may be done before this thread goes on.
         self.counters.handed.fetch_add(count, Ordering::Relaxed);
         let Err(refused) = self.sender.try_send(Message::Records(handoff)) else { return Ok(()) };
         self.counters.handed.fetch_sub(count, Ordering::Relaxed);
-        self.counters.overflowed.fetch_add(count, Ordering::Relaxed);
         match refused {
             TrySendError::Full(Message::Records(handoff)) | TrySendError::Disconnected(Message::Records(handoff)) => {
                 Err(handoff)

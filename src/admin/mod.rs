@@ -58,7 +58,12 @@ impl Admin {
             ("epoch", "gauge", "The epoch that this instance sells under.", view.epoch),
             ("sales_open", "gauge", "Sales that are open, those ahead included.", view.sales.len() as u64),
             ("connections", "gauge", "Open public connections.", (self.connections)() as u64),
-            ("ledger_refusing", "gauge", "Whether the ledger refuses records.", u64::from(counters.is_refusing())),
+            (
+                "ledger_refusing",
+                "gauge",
+                "Whether the ledger refuses records, or is away.",
+                u64::from(counters.is_refusing()),
+            ),
             ("records_waiting", "gauge", "Records on their way to the ledger.", counters.backlog()),
             ("records_written_total", "counter", "Records in the ledger.", load(&counters.written)),
             (

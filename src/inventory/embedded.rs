@@ -188,9 +188,6 @@ impl EmbeddedInventory {
     fn hand_over(&self, sales: &mut [MemorySale], handoff: Box<Handoff>, told: &mut Vec<Ack>) {
         if let Err(mut refused) = self.parts.recorder.hand_over(handoff) {
             undo(sales, &refused);
-            // Nobody has to write later what never happened.
-            let count = refused.records.len() as u64;
-            self.parts.recorder.counters().reconciled.fetch_add(count, Ordering::Relaxed);
             told.extend(refused.acks.drain(..).map(|ack| Ack { outcome: Outcome::Unavailable, ..ack }));
             self.parts.recorder.give_back(refused);
         }

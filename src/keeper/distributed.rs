@@ -12,6 +12,7 @@ use crate::record::{Handoff, Recorder};
 use crossbeam_channel::{Receiver, select};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How often it looks around.
@@ -169,7 +170,7 @@ impl Keeper {
         let doubt = match suspicion {
             // Redis' absence is no loss; what it is like when it is back is looked at each round.
             Suspicion::Away(_) => return,
-            // New connections lead to another Redis than the keeper's, or to a replica: it has to look at that one.
+            // New connections lead to another Redis than the keeper's: it has to look at that one.
             Suspicion::Identity(_) => return self.store.reconnect(),
             // Said of a sale that is not open any more, or of an epoch that has been left since.
             Suspicion::State(sale, _) if !self.open.iter().any(|terms| terms.sale == sale) => return,
@@ -251,6 +252,7 @@ impl Keeper {
         // Asked before it answers: a ledger that hangs is not asked in every round.
         self.looked = Some(Instant::now());
         let looked = self.look();
+        self.recorder.counters().away.store(looked.is_err(), Ordering::Relaxed);
         if looked.is_err() {
             // Its records may have found no room meanwhile.
             self.upkeep.hurry();

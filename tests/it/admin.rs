@@ -81,6 +81,11 @@ fn a_ledger_that_is_away() {
     let mut stack = Stack::new(Mode::Distributed);
     let app = stack.app().start();
     stack.postgres().stop_immediate();
+    poll("the keeper's word", Duration::from_secs(10), || (metric(&app, "ledger_refusing") == 1).then_some(()));
+    stack.postgres().start_again();
+    poll("that it is back", Duration::from_secs(20), || (metric(&app, "ledger_refusing") == 0).then_some(()));
+
+    stack.postgres().stop_immediate();
     assert_eq!(app.client().checkout("u", "i").status, 200);
     poll("the writer's word", Duration::from_secs(10), || (metric(&app, "ledger_refusing") == 1).then_some(()));
     assert_eq!(metric(&app, "records_waiting"), 1);

@@ -6,6 +6,7 @@ use crate::domain::{HoldKey, HoldNumber, Outcome, Record, RecordKind, Request};
 use crate::inventory::{Clock, Suspicion};
 use crate::record::{Ack, Handoff};
 use crate::redis::resp::Reply;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Answers all requests of `flight`. `Err` if the connection is of no more use.
@@ -142,7 +143,7 @@ fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Check
         pending.waiter.deliver(pending.ticket, outcome);
     }
     state.recycle(flight.requests);
-    // What is refused is counted and left to reconciliation: Redis has it.
+    // What is refused is left to reconciliation: Redis has it.
     if let Err(unused) = hand_over(lane, handoff) {
         lane.shared.recorder.give_back(unused);
     }
@@ -200,7 +201,13 @@ fn purchases(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Purch
     if whole { Ok(()) } else { Err("a mark that no script gives".into()) }
 }
 
-/// Hands over what there is; gives an empty handoff back too.
+/// Hands over what there is; gives an empty handoff back too, and one that has to be left to reconciliation: it is counted.
 fn hand_over(lane: &Lane, handoff: Box<Handoff>) -> Result<(), Box<Handoff>> {
-    if handoff.records.is_empty() { Err(handoff) } else { lane.shared.recorder.hand_over(handoff) }
+    if handoff.records.is_empty() {
+        return Err(handoff);
+    }
+    let recorder = &lane.shared.recorder;
+    recorder.hand_over(handoff).inspect_err(|unused| {
+        recorder.counters().overflowed.fetch_add(unused.records.len() as u64, Ordering::Relaxed);
+    })
 }
