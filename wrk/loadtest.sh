@@ -227,8 +227,9 @@ main() {
     run_wrk random_checkout.lua "$scratch/checkouts"
     wait_for_ledger 1 "$(answered "$scratch/checkouts" 200)" "${before%|*}"
     new_checkouts=$grown
+    : >"$CODES" || fail "the unused codes cannot be written to $CODES"
     ask "SELECT code FROM checkout_attempts WHERE sale_id = $sale AND NOT used AND $(alive)
-         ORDER BY created_at DESC LIMIT 10000" >"$CODES" || fail "the unused codes cannot be written to $CODES"
+         ORDER BY created_at DESC LIMIT 10000" >"$CODES" || fail "the ledger cannot be asked"
     codes=$(wc -l <"$CODES")
     if ((codes > 0)); then
         echo "2/2  purchases with $codes codes for $duration s"

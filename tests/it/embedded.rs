@@ -342,13 +342,14 @@ fn a_folder_that_is_removed_under_it() {
 fn a_clock_that_was_ahead() {
     let stack = Stack::new(Mode::Embedded);
     let data = process::temp_dir();
-    let builder = || stack.app().env("DATA_DIR", data.path().display()).env("SALE_SECONDS", 3600);
+    let length = clock::quiet_sale_seconds();
+    let builder = || stack.app().env("DATA_DIR", data.path().display()).env("SALE_SECONDS", length);
     assert_eq!(builder().start().terminate(), 0);
-    // As if it had been a day later then.
+    // As if it had been days later then.
     let ledger = rusqlite::Connection::open(data.path().join("ledger.db")).unwrap();
     let later =
-        "UPDATE sales SET sale_id = sale_id + 86400, starts_at = starts_at + 86400000, ends_at = ends_at + 86400000";
-    assert_eq!(ledger.execute(later, []).unwrap(), 3);
+        "UPDATE sales SET sale_id = sale_id + ?1, starts_at = starts_at + 1000 * ?1, ends_at = ends_at + 1000 * ?1";
+    assert_eq!(ledger.execute(later, [24 * length.cast_signed()]).unwrap(), 3);
     drop(ledger);
     let app = builder().start();
     assert_eq!(app.client().checkout("u", "i").status, 200, "{}", app.stderr());
