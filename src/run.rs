@@ -9,7 +9,7 @@ use flashsale::catalog::Catalog;
 use flashsale::code::Codes;
 use flashsale::config::{ADMIN_CONNECTIONS, Backends, Config, PurchaseAck};
 use flashsale::core::{Bell, Cores, Ticker};
-use flashsale::http::server::{self, Server};
+use flashsale::http::server::{self, Listener, Server};
 use flashsale::inventory::embedded::{self, EmbeddedInventory};
 use flashsale::inventory::redis::{RedisInventory, Shared};
 use flashsale::inventory::{Gate, Inventory, View};
@@ -24,7 +24,6 @@ use flashsale::service::Shop;
 use reach::{REACH, ask};
 use signals::Signals;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -73,8 +72,8 @@ pub fn run(config: Config) -> Result<ExitCode, String> {
     let cannot = |names: &str, address: SocketAddr, e| format!("{names}: cannot listen on {address}: {e}");
     let no_port = |e: std::io::Error| cannot("SERVER_PORT, BIND_ADDR", config.address, e);
     let no_admin_port = |e: std::io::Error| cannot("ADMIN_ADDR", config.admin_address, e);
-    let listener = server::bind(config.address).map_err(no_port)?;
-    let admin_listener = server::bind(config.admin_address).map_err(no_admin_port)?;
+    let port = server::bind(config.address).map_err(no_port)?;
+    let admin_port = server::bind(config.admin_address).map_err(no_admin_port)?;
     let cores = Cores::start(config.workers).map_err(|e| format!("WORKERS: {e}"))?;
     let mailboxes = mailboxes(cores).map_err(|e| format!("starting: {e}"))?;
     let running = match config.backends {
@@ -91,8 +90,8 @@ pub fn run(config: Config) -> Result<ExitCode, String> {
     let shop = Arc::new(shop);
     start_mail(cores, mailboxes, &running.inventory).map_err(|e| format!("starting: {e}"))?;
     // Both, before anybody is served.
-    server::listen(&admin_listener).map_err(no_admin_port)?;
-    server::listen(&listener).map_err(no_port)?;
+    let admin_listener = admin_port.listen().map_err(no_admin_port)?;
+    let listener = port.listen().map_err(no_port)?;
     // The next line may sell: from here on the end is an orderly one.
     signals.selling();
     let server = Server::start(cores, listener, shop.clone(), config.max_connections).map_err(no_port)?;
@@ -246,7 +245,7 @@ fn start_distributed(
 
 fn start_admin(
     cores: Cores,
-    listener: OwnedFd,
+    listener: Listener,
     running: &Running,
     server: &Arc<Server<Shop>>,
 ) -> std::io::Result<Arc<Server<Admin>>> {

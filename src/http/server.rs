@@ -63,25 +63,36 @@ struct AcceptorWaker {
     paused: Arc<AtomicBool>,
 }
 
-/// Binds a socket to `address`. Nobody is let in before [`listen`], but a port that is taken is known before anything
-/// runs.
-pub fn bind(address: SocketAddr) -> io::Result<OwnedFd> {
+/// A socket that has its address, and lets nobody in.
+#[derive(Debug)]
+pub struct Bound(OwnedFd);
+
+/// A socket that lets connections in.
+#[derive(Debug)]
+pub struct Listener(OwnedFd);
+
+/// Binds a socket to `address`: a port that is taken is known before anything runs.
+pub fn bind(address: SocketAddr) -> io::Result<Bound> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket =
         rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     rustix::net::bind(&socket, &address)?;
-    Ok(socket)
+    Ok(Bound(socket))
 }
 
-/// Has the kernel let connections in. Fails where another one listens at the same address: two may be bound to it.
-pub fn listen(socket: &OwnedFd) -> io::Result<()> {
-    Ok(rustix::net::listen(socket, BACKLOG)?)
+impl Bound {
+    /// Has the kernel let connections in. Fails where another one listens at the same address: two may be bound to it.
+    pub fn listen(self) -> io::Result<Listener> {
+        rustix::net::listen(&self.0, BACKLOG)?;
+        Ok(Listener(self.0))
+    }
 }
 
 impl<S: Service> Server<S> {
-    /// Serves the connections of `listener`, which listens, with at most `max_connections` at a time.
-    pub fn start(cores: Cores, listener: OwnedFd, service: Arc<S>, max_connections: usize) -> io::Result<Server<S>> {
+    /// Serves the connections of `listener`, at most `max_connections` at a time.
+    pub fn start(cores: Cores, listener: Listener, service: Arc<S>, max_connections: usize) -> io::Result<Server<S>> {
+        let Listener(listener) = listener;
         let address = SocketAddr::try_from(rustix::net::getsockname(&listener)?).map_err(io::Error::other)?;
         let common = Arc::new(Common {
             service,
@@ -265,10 +276,10 @@ mod tests {
     #[test]
     fn one_of_two_that_are_bound_to_a_port_listens() {
         let first = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let address = SocketAddr::try_from(rustix::net::getsockname(&first).unwrap()).unwrap();
+        let address = SocketAddr::try_from(rustix::net::getsockname(&first.0).unwrap()).unwrap();
         let second = bind(address).unwrap();
-        listen(&first).unwrap();
-        assert_eq!(listen(&second).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let _listens = first.listen().unwrap();
+        assert_eq!(second.listen().unwrap_err().kind(), io::ErrorKind::AddrInUse);
         assert_eq!(bind(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     }
 }

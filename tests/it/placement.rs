@@ -122,7 +122,7 @@ fn start(redis: &Redis) -> (Arc<Recorded>, Server<Recorded>) {
     }
     let shop = Shop::new(inventory, Codes::new(&[7; 16]), Catalog::generated(""), Duration::from_secs(5));
     let recorded = Arc::new(Recorded { shop, next: AtomicUsize::new(0), steps: Mutex::new(Steps::new()) });
-    let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap().listen().unwrap();
     let server = Server::start(cores, listener, recorded.clone(), 1000).unwrap();
     (recorded, server)
 }
