@@ -2,9 +2,9 @@
 
 use crate::support::app::App;
 use crate::support::clock;
-use crate::support::http::Client;
+use crate::support::http::{Client, read};
 use crate::support::servers::{Mode, Stack};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ fn drip(stream: &mut TcpStream) -> Vec<u8> {
     loop {
         assert!(begun.elapsed() < PATIENCE, "still open");
         let mut bytes = [0; 1024];
-        match stream.read(&mut bytes) {
+        match read(stream, &mut bytes) {
             Ok(0) => return came,
             Ok(count) => came.extend(&bytes[..count]),
             Err(e) if is_waiting(&e) => {

@@ -57,6 +57,17 @@ impl Answer {
     }
 }
 
+/// Reads what there is. A process that was stopped and goes on is told of an interruption, where a read has a time limit
+/// (signal(7)).
+pub fn read(mut from: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match from.read(into) {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
 /// A client with one connection, made at the first request and again after an error or a close.
 pub struct Client {
     addr: SocketAddr,
@@ -145,7 +156,7 @@ impl Client {
             return false;
         }
         let mut byte = [0];
-        match stream.read(&mut byte) {
+        match read(stream, &mut byte) {
             Ok(0) => true,
             Ok(_) => {
                 self.unread.extend(byte);
@@ -202,7 +213,7 @@ impl Client {
     fn read_more(&mut self) -> io::Result<()> {
         let stream = self.stream.as_mut().ok_or(ErrorKind::NotConnected)?;
         let mut chunk = [0; 4096];
-        match stream.read(&mut chunk)? {
+        match read(stream, &mut chunk)? {
             0 => Err(ErrorKind::UnexpectedEof.into()),
             n => {
                 self.unread.extend_from_slice(&chunk[..n]);

@@ -1,7 +1,8 @@
 //! A TCP proxy that stands between an instance and a server, and does to their connection what networks do.
 
+use super::http;
 use super::process::local;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -111,7 +112,7 @@ fn accept(listener: &TcpListener, weather: &Arc<Weather>) {
 }
 
 /// Passes on what comes from `from` until either end closes or the weather changes.
-fn pump(mut from: &TcpStream, mut to: &TcpStream, weather: &Weather, generation: u64, replies: bool) {
+fn pump(from: &TcpStream, mut to: &TcpStream, weather: &Weather, generation: u64, replies: bool) {
     let _ = (from.set_read_timeout(Some(TICK)), to.set_nodelay(true));
     let mut chunk = vec![0; 64 << 10];
     let ended = || weather.generation.load(Ordering::SeqCst) != generation || weather.over.load(Ordering::SeqCst);
@@ -120,7 +121,7 @@ fn pump(mut from: &TcpStream, mut to: &TcpStream, weather: &Weather, generation:
             std::thread::sleep(TICK);
             continue;
         }
-        let count = match from.read(&mut chunk) {
+        let count = match http::read(from, &mut chunk) {
             Ok(0) => return,
             Ok(count) => count,
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
