@@ -36,6 +36,7 @@ enum Kind {
     StartDistributed,
     Operator,
     Compose,
+    Docker,
     Script,
 }
 
@@ -50,6 +51,7 @@ fn kind(block: &str) -> Option<Kind> {
         _ if starts("code=$(curl ") => Kind::Shop,
         _ if starts("curl -s http://127.0.0.1:8081/") => Kind::Operator,
         _ if block.lines().all(|line| line.starts_with("docker-compose ")) => Kind::Compose,
+        _ if block.lines().all(|line| line.starts_with("docker ")) => Kind::Docker,
         _ => return None,
     })
 }
@@ -115,7 +117,7 @@ fn every_command_is_checked_somewhere() {
             assert!(blocks(&text, other).is_empty(), "{document}: mark shell as sh");
         }
     }
-    assert_eq!(known.len(), 8, "{known:?}");
+    assert_eq!(known.len(), 9, "{known:?}");
     // `cargo run` runs the program that is tested here, if there is no other.
     assert_eq!(read("Cargo.toml").matches("[[bin]]").count(), 1);
     assert!(!root().join("src/bin").exists());
