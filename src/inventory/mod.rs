@@ -124,6 +124,8 @@ pub enum Suspicion {
     Identity(String),
     /// The connection is gone.
     Away(String),
+    /// Calls were sent whose replies did not come: what they decided, if they did, may be with Redis alone.
+    LostCalls,
 }
 
 /// Which Redis this is, from its `INFO server replication`: the run id changes with a restart and the replication

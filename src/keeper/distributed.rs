@@ -170,6 +170,8 @@ impl Keeper {
         let doubt = match suspicion {
             // Redis' absence is no loss; what it is like when it is back is looked at each round.
             Suspicion::Away(_) => return,
+            // What these calls decided has no other way into the ledger than reconciliation.
+            Suspicion::LostCalls => return self.upkeep.hurry(),
             // New connections lead to another Redis than the keeper's: it has to look at that one.
             Suspicion::Identity(_) => return self.store.reconnect(),
             // Said of a sale that is not open any more, or of an epoch that has been left since.

@@ -5,7 +5,7 @@
 
 use super::distributed::{Keeper, SHORT_WAIT};
 use super::merge::Known;
-use crate::domain::{HoldNumber, RecordKind, RecordRef, Records, SaleId};
+use crate::domain::{HoldNumber, Id, RecordKind, RecordRef, Records, SaleId};
 use crate::inventory::redis::scripts::{self, queue_key, state_key};
 use crate::ledger::HoldRow;
 use redis::cmd;
@@ -133,41 +133,94 @@ impl Keeper {
         }
     }
 
-    /// All purchases that are known of a sale that has ended. Its state may be gone, or be one that nobody rebuilt.
+    /// All purchases that are known of a sale that has ended. Its state may be gone, or be one that no instance rebuilt.
     fn sold(&mut self, sale: SaleId) -> Result<Sold, String> {
         let rows = self.ledger.sales(sale.0.saturating_mul(1000)).map_err(|e| e.to_string())?;
-        let items = rows.iter().find(|row| row.terms.sale == sale).map_or(0, |row| row.terms.items);
-        let mut purchased = HashSet::new();
+        let terms = rows.iter().find(|row| row.terms.sale == sale).map(|row| row.terms);
+        let (items, user_limit) = terms.map_or((0, 0), |terms| (terms.items, terms.user_limit));
+        let mut sold = Sold { items, user_limit, purchased: HashSet::new(), users: HashMap::new() };
         let each = &mut |row: HoldRow| {
-            purchased.extend(row.purchased_ms.map(|_| row.number));
+            if row.purchased_ms.is_some() {
+                sold.add(row.number, row.user);
+            }
         };
         self.ledger.holds(sale, each).map_err(|e| e.to_string())?;
         let each = &mut |number, known: Known| {
-            purchased.extend(known.purchased_ms.map(|_| HoldNumber(number)));
+            if known.purchased_ms.is_some() {
+                sold.add(HoldNumber(number), known.user);
+            }
         };
         let ledger = &mut self.ledger;
         self.store.holds(sale, each, &mut || ledger.still_opening().map_err(|e| e.to_string()))?;
-        Ok(Sold { items, purchased })
+        Ok(sold)
     }
 }
 
 /// The purchases of a sale that has ended. Its holds are history: they fit in any number.
 struct Sold {
     items: u64,
+    user_limit: u64,
     purchased: HashSet<HoldNumber>,
+    /// How many each user has purchased.
+    users: HashMap<Id, u64>,
 }
 
 impl Sold {
-    /// A mark for each record, as [`Keeper::offer`] gives them. What fits counts for those that come after.
+    fn add(&mut self, number: HoldNumber, user: Id) {
+        if self.purchased.insert(number) {
+            *self.users.entry(user).or_default() += 1;
+        }
+    }
+
+    /// A mark for each record, as [`Keeper::offer`] gives them. What fits counts for those that come after: the stock
+    /// and the user's limit bind a late purchase as they bind one that is offered while the sale is on.
     fn judge(&mut self, records: &[RecordRef<'_>]) -> String {
-        let fits = |record: &RecordRef<'_>| {
-            let counted = record.kind == RecordKind::Hold || self.purchased.contains(&record.number);
-            let fits = counted || (self.purchased.len() as u64) < self.items;
-            if fits && record.kind == RecordKind::Purchase {
-                self.purchased.insert(record.number);
-            }
-            if fits { 'F' } else { 'M' }
+        records.iter().map(|record| if self.fits(record) { 'F' } else { 'M' }).collect()
+    }
+
+    fn fits(&mut self, record: &RecordRef<'_>) -> bool {
+        if record.kind == RecordKind::Hold || self.purchased.contains(&record.number) {
+            return true;
+        }
+        let Ok(user) = Id::from_bytes(record.user) else { return false };
+        let his = self.users.get(&user).copied().unwrap_or_default();
+        let fits = (self.purchased.len() as u64) < self.items && his < self.user_limit;
+        if fits {
+            self.add(record.number, user);
+        }
+        fits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Record;
+
+    #[test]
+    fn a_late_purchase_is_bound_by_the_stock_and_by_the_users_limit() {
+        let mut sold = Sold { items: 4, user_limit: 2, purchased: HashSet::new(), users: HashMap::new() };
+        sold.add(HoldNumber(1), "a".parse().unwrap());
+        let mut late = Records::new(SaleId(1), 1);
+        let item = "i".parse().unwrap();
+        let mut push = |kind, number, user: &str| {
+            let user = user.parse().unwrap();
+            late.push(&Record { kind, number: HoldNumber(number), user, item, at_ms: 1, expires_ms: 0 });
         };
-        records.iter().map(fits).collect()
+        use RecordKind::{Hold, Purchase};
+        for (kind, number, user) in [
+            (Purchase, 1, "a"),
+            (Purchase, 2, "a"),
+            (Purchase, 3, "a"),
+            (Hold, 3, "a"),
+            (Purchase, 4, "b"),
+            (Purchase, 4, "b"),
+            (Purchase, 5, "b"),
+            (Purchase, 6, "c"),
+        ] {
+            push(kind, number, user);
+        }
+        let marks = sold.judge(&late.iter().collect::<Vec<_>>());
+        assert_eq!(marks, "FFMFFFFM", "3 is above a's limit, 6 above the stock");
     }
 }

@@ -3,6 +3,7 @@
 
 mod away;
 mod instances;
+mod limits;
 mod loss;
 mod network;
 mod postgres_away;
