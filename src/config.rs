@@ -1,10 +1,15 @@
 //! The settings: the only reader of flags and environment variables.
 //!
 //! Owns their names, defaults and bounds. Invariant: a [`Config`] that exists is whole and consistent; anything else
-//! is an error that names the variable. Refuses to connect to anything.
+//! is an error that names the variable. Leaves the form of values, and the search for misspelt names, to the files
+//! beside it, and connects to nothing.
+
+mod form;
+mod misspelt;
 
 use crate::redis::target::Target;
 use clap::{CommandFactory, Parser};
+use form::{AnyPath, secret, text, whole};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,83 +24,111 @@ use std::time::Duration;
     after_help = "Every setting is an environment variable too; a flag goes before its variable."
 )]
 struct Args {
-    /// The port that shoppers use
+    /// The port that shoppers use: a port, 1 to 65535
     #[arg(long, env = "SERVER_PORT", value_name = "SERVER_PORT", default_value_t = 8080,
-        value_parser = clap::value_parser!(u16).range(1..))]
-    server_port: u16,
-    /// The address that shoppers use
-    #[arg(long, env = "BIND_ADDR", value_name = "BIND_ADDR", default_value = "0.0.0.0")]
+        value_parser = whole("a port", 1..=65_535))]
+    server_port: u64,
+    /// The address that shoppers use: an IP address, such as 0.0.0.0 or ::1
+    #[arg(long, env = "BIND_ADDR", value_name = "BIND_ADDR", default_value = "0.0.0.0",
+        value_parser = text("an IP address, such as 0.0.0.0 or ::1", |value| value.parse::<IpAddr>().ok()))]
     bind_addr: IpAddr,
     /// Redis: host:port or redis://[user:password@]host:port/db (with POSTGRES_DSN, or neither)
-    #[arg(long, env = "REDIS_ADDR", value_name = "REDIS_ADDR", hide_env_values = true)]
+    #[arg(long, env = "REDIS_ADDR", value_name = "REDIS_ADDR", hide_env_values = true,
+        value_parser = secret(REDIS_FORM))]
     redis_addr: Option<String>,
-    /// Postgres: a libpq connection string or URL (with REDIS_ADDR, or neither)
-    #[arg(long, env = "POSTGRES_DSN", value_name = "POSTGRES_DSN", hide_env_values = true)]
+    /// Postgres: a libpq connection string (host=HOST dbname=NAME user=USER) or URL (postgres://user:password@host:port/dbname)
+    /// (with REDIS_ADDR, or neither)
+    #[arg(long, env = "POSTGRES_DSN", value_name = "POSTGRES_DSN", hide_env_values = true, value_parser = secret(DSN_FORM))]
     postgres_dsn: Option<String>,
-    /// The folder of the embedded ledger
-    #[arg(long, env = "DATA_DIR", value_name = "DATA_DIR", default_value = "./data")]
+    /// The folder of the embedded ledger: a folder, which is made if it is missing
+    #[arg(long, env = "DATA_DIR", value_name = "DATA_DIR", default_value = "./data",
+        value_parser = AnyPath { expected: "a folder, which is made if it is missing" })]
     data_dir: PathBuf,
-    /// Items on sale in each sale
+    /// Items on sale in each sale: a whole number, 1 to 1000000000000
     #[arg(long, env = "SALE_ITEMS", value_name = "SALE_ITEMS", default_value_t = 10_000,
-        value_parser = clap::value_parser!(u64).range(1..=MAX_ITEMS))]
+        value_parser = whole(NUMBER, 1..=MAX_ITEMS))]
     sale_items: u64,
-    /// Items that one user may hold and have purchased in a sale
+    /// Items that one user may hold and have purchased in a sale: a whole number, 1 to 1000000000000
     #[arg(long, env = "USER_LIMIT", value_name = "USER_LIMIT", default_value_t = 10,
-        value_parser = clap::value_parser!(u64).range(1..=MAX_ITEMS))]
+        value_parser = whole(NUMBER, 1..=MAX_ITEMS))]
     user_limit: u64,
-    /// Seconds that a sale lasts; sales start at multiples of it
+    /// How long a sale lasts (sales start at multiples of it): whole seconds, 1 to 31622400
     #[arg(long, env = "SALE_SECONDS", value_name = "SALE_SECONDS", default_value_t = 3600,
-        value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
+        value_parser = whole(SECONDS, 1..=MAX_SECONDS))]
     sale_seconds: u64,
-    /// Seconds that a hold lasts
+    /// How long a hold lasts: whole seconds, 1 to 31622400
     #[arg(long, env = "HOLD_SECONDS", value_name = "HOLD_SECONDS", default_value_t = 300,
-        value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
+        value_parser = whole(SECONDS, 1..=MAX_SECONDS))]
     hold_seconds: u64,
-    /// Worker threads, each pinned to a core [default: the CPUs that this process may use]
-    #[arg(long, env = "WORKERS", value_name = "WORKERS", value_parser = clap::value_parser!(u16).range(1..=MAX_WORKERS))]
-    workers: Option<u16>,
-    /// Where health and metrics are served: never on the public port
-    #[arg(long, env = "ADMIN_ADDR", value_name = "ADMIN_ADDR", default_value = "127.0.0.1:8081")]
+    /// Worker threads, each pinned to a CPU: a whole number, 1 to 128 [default: the CPUs that this process may use]
+    #[arg(long, env = "WORKERS", value_name = "WORKERS", value_parser = whole(NUMBER, 1..=MAX_WORKERS))]
+    workers: Option<u64>,
+    /// Where health and metrics are served, never on the public port: an IP address and a port, such as 127.0.0.1:8081
+    /// or [::1]:8081
+    #[arg(long, env = "ADMIN_ADDR", value_name = "ADMIN_ADDR", default_value = "127.0.0.1:8081",
+        value_parser = text("an IP address and a port, such as 127.0.0.1:8081 or [::1]:8081", |value| value.parse::<SocketAddr>().ok()))]
     admin_addr: SocketAddr,
-    /// Milliseconds that Redis may take for an answer
+    /// How long Redis may take for an answer: whole milliseconds, 50 to 60000
     #[arg(long, env = "REDIS_TIMEOUT_MS", value_name = "REDIS_TIMEOUT_MS", default_value_t = 1000,
-        value_parser = clap::value_parser!(u64).range(50..=60_000))]
+        value_parser = whole("whole milliseconds", 50..=60_000))]
     redis_timeout_ms: u64,
-    /// Who must have a purchase before it is answered: redis, or the ledger too
-    #[arg(long, env = "PURCHASE_ACK", value_name = "PURCHASE_ACK", default_value = "redis")]
+    /// Who must have a purchase before it is answered: redis or ledger (the ledger, and Redis)
+    #[arg(long, env = "PURCHASE_ACK", value_name = "PURCHASE_ACK", default_value = "redis",
+        value_parser = text("redis or ledger", PurchaseAck::named))]
     purchase_ack: PurchaseAck,
-    /// Connections that are served at once
+    /// Connections that are served at once: a whole number, 1 to 32000
     #[arg(long, env = "MAX_CONNECTIONS", value_name = "MAX_CONNECTIONS", default_value_t = 10_000,
-        value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
-    max_connections: u32,
-    /// A file of items, a JSON object {"id","name","image"} a line; others are then refused
-    #[arg(long, env = "CATALOG_FILE", value_name = "CATALOG_FILE")]
+        value_parser = whole(NUMBER, 1..=MAX_CONNECTIONS))]
+    max_connections: u64,
+    /// The items there are (others are refused): a file with a JSON object {"id","name","image"} a line
+    #[arg(long, env = "CATALOG_FILE", value_name = "CATALOG_FILE",
+        value_parser = AnyPath { expected: "a file with a JSON object {\"id\",\"name\",\"image\"} a line" })]
     catalog_file: Option<PathBuf>,
     /// What is logged, to stderr: off, error, warn, info, debug, trace, or a filter such as flashsale=debug
-    #[arg(long, env = "LOG", value_name = "LOG", default_value = "info")]
+    #[arg(long, env = "LOG", value_name = "LOG", default_value = "info",
+        value_parser = text("off, error, warn, info, debug, trace, or a filter such as flashsale=debug", log_filter))]
     log: String,
 }
 
+/// A number without a unit.
+const NUMBER: &str = "a whole number";
+/// A length of time.
+const SECONDS: &str = "whole seconds";
+/// The form of `REDIS_ADDR`.
+const REDIS_FORM: &str = "host:port or redis://[user:password@]host:port/db";
+/// The form of `POSTGRES_DSN`; what is in it is read by the ledger.
+pub const DSN_FORM: &str =
+    "a libpq connection string (host=HOST dbname=NAME user=USER) or URL (postgres://user:password@host:port/dbname)";
 /// Stock and limits stay integers in Lua's doubles, with room to add.
 const MAX_ITEMS: u64 = 1_000_000_000_000;
 /// A year: a sale's keys live a week longer.
 const MAX_SECONDS: u64 = 366 * 24 * 3600;
 /// The event loops' table holds 128 without allocating; nobody has asked for more.
-const MAX_WORKERS: i64 = 128;
+const MAX_WORKERS: u64 = 128;
 /// Each connection's stack takes two memory mappings, of which Linux allows 65,530 by default: the 32,740th spawn
 /// panics. What is left is for the threads.
-const MAX_CONNECTIONS: i64 = 32_000;
+const MAX_CONNECTIONS: u64 = 32_000;
 
 const _: () = assert!(MAX_CONNECTIONS * 2 < 65_530 - 1_000);
 const _: () = assert!(MAX_ITEMS < 1 << 52);
 
 /// Who must have a purchase before it is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PurchaseAck {
     /// Redis alone.
     Redis,
     /// The ledger too.
     Ledger,
+}
+
+impl PurchaseAck {
+    fn named(name: &str) -> Option<PurchaseAck> {
+        match name {
+            "redis" => Some(PurchaseAck::Redis),
+            "ledger" => Some(PurchaseAck::Ledger),
+            _ => None,
+        }
+    }
 }
 
 /// Where decisions and records go.
@@ -149,6 +182,8 @@ pub struct Config {
     pub catalog_file: Option<PathBuf>,
     /// What is logged, as a filter that has been checked.
     pub log: String,
+    /// Environment variables that are not read, each with the name of the setting that it nearly is.
+    pub misspelt: Vec<(String, String)>,
 }
 
 impl Config {
@@ -160,24 +195,20 @@ impl Config {
     }
 
     fn check(args: Args) -> Result<Config, String> {
-        let empty = |name: &str| format!("{name} is set but empty");
         let backends = match (args.redis_addr.as_deref(), args.postgres_dsn) {
-            (Some(""), _) => return Err(empty("REDIS_ADDR")),
-            (_, Some(dsn)) if dsn.is_empty() => return Err(empty("POSTGRES_DSN")),
             (None, None) => Backends::Embedded { data_dir: args.data_dir },
             (Some(_), None) => return Err("REDIS_ADDR is set but POSTGRES_DSN is not: set both, or neither".into()),
             (None, Some(_)) => return Err("POSTGRES_DSN is set but REDIS_ADDR is not: set both, or neither".into()),
             (Some(redis), Some(postgres_dsn)) => Backends::Distributed {
-                redis: Arc::new(Target::parse(redis).map_err(|e| format!("REDIS_ADDR: {e}"))?),
+                redis: Arc::new(Target::parse(redis).map_err(|e| format!("REDIS_ADDR: {e}; expected {REDIS_FORM}"))?),
                 postgres_dsn,
             },
         };
-        check_log(&args.log).map_err(|e| format!("LOG: {e}"))?;
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let workers = args.workers.map_or(cpus, usize::from);
+        let workers = args.workers.map_or(cpus, |workers| workers as usize);
         let max_connections = args.max_connections as usize;
         check_descriptors(workers, max_connections)?;
-        let address = SocketAddr::new(args.bind_addr, args.server_port);
+        let address = SocketAddr::new(args.bind_addr, u16::try_from(args.server_port).unwrap_or(u16::MAX));
         check_ports(address, args.admin_addr)?;
         Ok(Config {
             address,
@@ -195,6 +226,7 @@ impl Config {
             max_connections,
             catalog_file: args.catalog_file,
             log: args.log,
+            misspelt: misspelt_variables(),
         })
     }
 }
@@ -208,19 +240,30 @@ fn check_ports(public: SocketAddr, admin: SocketAddr) -> Result<(), String> {
     Ok(())
 }
 
+/// The variables there are that are nearly one of the settings.
+fn misspelt_variables() -> Vec<(String, String)> {
+    let command = Args::command();
+    let ours: Vec<&str> = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
+    let there = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    misspelt::misspelt(&ours, there).into_iter().map(|(name, ours)| (name, ours.to_owned())).collect()
+}
+
 /// The levels that a filter may have.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// A filter takes any word for the name of a module, and would then log nothing of what was asked for.
-fn check_log(filter: &str) -> Result<(), String> {
-    tracing_subscriber::EnvFilter::try_new(filter).map_err(|e| e.to_string())?;
-    for part in filter.split(',').map(str::trim).filter(|part| !part.contains(['=', '[', ']', '{', '}'])) {
-        if !LEVELS.iter().any(|level| part.eq_ignore_ascii_case(level)) && !part.starts_with("flashsale") {
-            let levels = LEVELS.join(", ");
-            return Err(format!("{part:?} is neither a level ({levels}) nor a filter such as flashsale=debug"));
-        }
-    }
-    Ok(())
+/// A filter without blanks around its parts. The library takes any word for the name of a module, blanks included,
+/// and would then log nothing of what was asked for.
+fn log_filter(filter: &str) -> Option<String> {
+    let parts: Vec<&str> = filter.split(',').map(str::trim).collect();
+    let is_good = |part: &&str| {
+        let in_braces = part.contains(['[', ']', '{', '}']);
+        let names_something =
+            LEVELS.iter().any(|level| part.eq_ignore_ascii_case(level)) || part.starts_with("flashsale");
+        in_braces || (!part.contains(char::is_whitespace) && (part.contains('=') || names_something))
+    };
+    let filter = parts.join(",");
+    let good = parts.iter().all(is_good) && tracing_subscriber::EnvFilter::try_new(&filter).is_ok();
+    good.then_some(filter)
 }
 
 /// Connections of tools that look at health and metrics at once.
@@ -249,37 +292,10 @@ fn check_descriptors(workers: usize, connections: usize) -> Result<(), String> {
     ))
 }
 
-/// The settings that are not text; clap does not say which. A path may be anything.
-fn not_text() -> Vec<String> {
-    let path = std::any::TypeId::of::<PathBuf>();
-    let command = Args::command();
-    let texts = command.get_arguments().filter(|arg| arg.get_value_parser().type_id() != path);
-    let variables = texts.filter_map(|arg| arg.get_env()?.to_str());
-    let mut found: Vec<String> = variables
-        .filter(|name| std::env::var_os(name).is_some_and(|value| value.to_str().is_none()))
-        .map(str::to_owned)
-        .collect();
-    let mut last = String::new();
-    for word in std::env::args_os().skip(1) {
-        let text = word.to_string_lossy().into_owned();
-        let flag = text.split('=').next().unwrap_or_default().to_owned();
-        let named = flag.starts_with("--");
-        if word.to_str().is_none() {
-            found.push(if named { flag.clone() } else { last });
-        }
-        last = flag;
-    }
-    found
-}
-
 /// Prints what clap has to say. An error is one line, and names the variable.
 fn refuse(error: clap::Error) -> ! {
     if !error.use_stderr() {
         error.exit();
-    }
-    if error.kind() == clap::error::ErrorKind::InvalidUtf8 {
-        eprintln!("flashsale: {}: not UTF-8", not_text().join(", "));
-        std::process::exit(2);
     }
     let text = error.render().to_string();
     let first = text.lines().next().unwrap_or("error: wrong settings");

@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, Sender};
 use flashsale::admin::Admin;
 use flashsale::catalog::Catalog;
 use flashsale::code::Codes;
-use flashsale::config::{ADMIN_CONNECTIONS, Backends, Config, PurchaseAck};
+use flashsale::config::{ADMIN_CONNECTIONS, Backends, Config, DSN_FORM, PurchaseAck};
 use flashsale::core::{Bell, Cores, Ticker};
 use flashsale::http::server::{self, Listener, Server};
 use flashsale::inventory::embedded::{self, EmbeddedInventory};
@@ -65,6 +65,11 @@ pub fn run(config: Config) -> Result<ExitCode, String> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log).map_err(|e| format!("LOG: {e}"))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(log).with_ansi(false).init();
 
+    for (name, setting) in &config.misspelt {
+        tracing::warn!(
+            "the environment variable {name} is not a setting and is not read; the setting is called {setting}"
+        );
+    }
     let catalog = match &config.catalog_file {
         None => Catalog::generated(""),
         Some(path) => Catalog::from_file(path).map_err(|e| format!("CATALOG_FILE: {e}"))?,
@@ -199,7 +204,7 @@ fn start_distributed(
     cores: Cores,
     mailboxes: &Arc<Vec<Mailbox>>,
 ) -> Result<Running, String> {
-    let settings = parse_dsn(postgres_dsn).map_err(|e| format!("POSTGRES_DSN: {e}"))?;
+    let settings = parse_dsn(postgres_dsn).map_err(|e| format!("POSTGRES_DSN: {e}; expected {DSN_FORM}"))?;
     let where_ledger = settings.describe();
     let (ledger, codes, instance) = reach_both(&target, &settings, &where_ledger)?;
     let (recorder, inbox) = record::channel(CHANNEL_MESSAGES);

@@ -22,19 +22,19 @@ impl Target {
         let url = match text.split_once("://") {
             Some(("redis", _)) => text.to_owned(),
             Some(("rediss", _)) => return Err("TLS to Redis (rediss://) is not supported yet".into()),
-            Some((scheme, _)) => return Err(format!("unknown scheme {scheme}://, expected redis://")),
+            Some((scheme, _)) => return Err(format!("the scheme {scheme:?} is unknown")),
             None if text
                 .rsplit_once(':')
                 .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) =>
             {
                 format!("redis://{text}")
             }
-            None => return Err("expected host:port or redis://[user:password@]host:port/db".into()),
+            None => return Err("there is no host:port in it".into()),
         };
         let info = url.into_connection_info().map_err(|e| format!("not a Redis address: {e}"))?;
         let (host, port) = match info.addr() {
             redis::ConnectionAddr::Tcp(host, port) if *port != 0 && !host.is_empty() => (host.clone(), *port),
-            _ => return Err("expected a host and a port".into()),
+            _ => return Err("the host or the port is missing".into()),
         };
         Ok(Target { name: format!("{host}:{port}"), info, host, port, resolved: ArcSwap::default() })
     }

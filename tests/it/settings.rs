@@ -69,6 +69,117 @@ fn bad_values_are_named_in_one_line() {
     check(&base.without("REDIS_ADDR"), "Postgres alone", &["REDIS_ADDR"]);
 }
 
+/// What a refused value is told to be instead: `--help` says the same.
+const EXPECTED: [(&str, &str, &str); 15] = [
+    ("SERVER_PORT", "0", "a port, 1 to 65535"),
+    ("BIND_ADDR", "127.0.0.1:80", "an IP address, such as 0.0.0.0 or ::1"),
+    ("ADMIN_ADDR", "8081", "an IP address and a port, such as 127.0.0.1:8081 or [::1]:8081"),
+    ("SALE_ITEMS", "0", "a whole number, 1 to 1000000000000"),
+    ("USER_LIMIT", "many", "a whole number, 1 to 1000000000000"),
+    ("SALE_SECONDS", "1h", "whole seconds, 1 to 31622400"),
+    ("HOLD_SECONDS", "1.5", "whole seconds, 1 to 31622400"),
+    ("WORKERS", "129", "a whole number, 1 to 128"),
+    ("REDIS_TIMEOUT_MS", "10", "whole milliseconds, 50 to 60000"),
+    ("PURCHASE_ACK", "postgres", "redis or ledger"),
+    ("MAX_CONNECTIONS", "32001", "a whole number, 1 to 32000"),
+    ("LOG", "info\r,x", "off, error, warn, info, debug, trace, or a filter such as flashsale=debug"),
+    ("DATA_DIR", " ", "a folder"),
+    ("CATALOG_FILE", "\n", "a file"),
+    ("REDIS_ADDR", "junk\r", "host:port or redis://[user:password@]host:port/db"),
+];
+
+#[test]
+fn a_refusal_says_what_is_expected() {
+    let help = String::from_utf8(run_with_args(&["--help"]).stdout).unwrap();
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (name, value, expected) in EXPECTED {
+        let mut app = App::builder().env(name, value);
+        if name == "REDIS_ADDR" {
+            app = app.env("POSTGRES_DSN", "host=127.0.0.1");
+        }
+        let said = check(&app, name, &[name, expected]);
+        // A value that may hold a password is not repeated; any other is, in a form that shows what is in it.
+        let shown = format!("{:?}", value.trim());
+        assert!(said.contains(&shown) != (name == "REDIS_ADDR" || value.trim().is_empty()), "{shown}: {said}");
+        let option = help.split(" --").find(|option| option.contains(&format!("[env: {name}"))).unwrap();
+        assert!(option.contains(expected), "{name}: {option}");
+    }
+    let dsn = App::builder().env("REDIS_ADDR", "127.0.0.1:1").env("POSTGRES_DSN", "junk");
+    check(&dsn, "a DSN", &["POSTGRES_DSN", "host=HOST dbname=NAME user=USER", "postgres://"]);
+}
+
+#[test]
+fn blanks_around_a_value_do_not_count() {
+    let stack = Stack::new(Mode::Embedded);
+    for blank in [" ", "\r", "\n", "\t", "\u{a0}"] {
+        let mut app = stack.app();
+        for (name, value) in [("LOG", "info"), ("SALE_ITEMS", "77"), ("PURCHASE_ACK", "redis"), ("WORKERS", "1")] {
+            app = app.env(name, format!("{blank}{value}{blank}"));
+        }
+        let app = app.start();
+        app.says("selling on", Duration::from_secs(5));
+    }
+    let folder = process::temp_dir();
+    let path = folder.path().join("data");
+    let app = App::builder().env("DATA_DIR", format!("{}\r", path.display())).start();
+    assert!(path.join("ledger.db").exists(), "{}", app.stderr());
+}
+
+#[test]
+fn a_misspelt_variable_is_warned_about() {
+    let stack = Stack::new(Mode::Embedded);
+    let misspelt = [
+        ("SALE_ITEM", "SALE_ITEMS"),
+        ("SALE_TIEMS", "SALE_ITEMS"),
+        ("USERLIMIT", "USER_LIMIT"),
+        ("hold_seconds", "HOLD_SECONDS"),
+        ("REDIS_ADDRESS", "REDIS_ADDR"),
+        ("MAX_CONECTIONS", "MAX_CONNECTIONS"),
+        ("PURCHASE_ACKS", "PURCHASE_ACK"),
+        ("Log", "LOG"),
+    ];
+    let usual = [
+        "PORT",
+        "LOGNAME",
+        "HOME",
+        "PATH",
+        "USER",
+        "SHELL",
+        "LANG",
+        "LC_ALL",
+        "TERM",
+        "HOSTNAME",
+        "POSTGRES_DB",
+        "LOGS",
+        "POSTGRES_USER",
+        "POSTGRES_PASSWORD",
+        "REDIS_PORT",
+        "REDIS_HOST",
+        "SERVER_HOST",
+        "SERVER_NAME",
+        "RUST_LOG",
+        "REDIS_PORT_6379_TCP_ADDR",
+        "XDG_DATA_DIRS",
+        "PGPORT",
+        "MAIL",
+        "PWD",
+        "SHLVL",
+        "JOURNAL_STREAM",
+        "LOG_LEVEL",
+    ];
+    let mut app = stack.app();
+    for name in misspelt.iter().map(|(name, _)| *name).chain(usual) {
+        app = app.env(name, "1");
+    }
+    let said = app.start().last_words();
+    for (name, meant) in misspelt {
+        let line =
+            said.lines().find(|line| line.contains(&format!(" {name} "))).unwrap_or_else(|| panic!("{name}: {said}"));
+        assert!(line.contains("WARN") && line.contains(meant), "{line}");
+    }
+    assert_eq!(said.matches("WARN").count(), misspelt.len(), "{said}");
+}
+
 #[test]
 fn filters_for_the_log() {
     let stack = Stack::new(Mode::Embedded);
