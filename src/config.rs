@@ -7,6 +7,10 @@
 mod form;
 mod misspelt;
 
+mod health;
+
+pub use health::HealthCheck;
+
 use crate::redis::target::Target;
 use clap::{CommandFactory, Parser};
 use form::{AnyPath, secret, text, whole};
@@ -21,7 +25,8 @@ use std::time::Duration;
     name = "flashsale",
     version,
     about = "A flash-sale engine. Without REDIS_ADDR and POSTGRES_DSN it runs by itself and keeps its data in DATA_DIR.",
-    after_help = "Every setting is an environment variable too; a flag goes before its variable."
+    after_help = "Every setting is an environment variable too; a flag goes before its variable.\n\n\
+        flashsale health asks a running instance for its health: see flashsale health --help"
 )]
 struct Args {
     /// The port that shoppers use: a port, 1 to 65535

@@ -2,6 +2,8 @@
 //!
 //! Owns what an operator's tools are told. Never served on the public port. Refuses to decide anything.
 
+pub mod client;
+
 use crate::http::connection::Service;
 use crate::http::request::{Head, Method};
 use crate::http::response::{Extra, Responder};

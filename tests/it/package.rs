@@ -154,7 +154,12 @@ fn a_load_test_stops_when_it_is_told_to() {
 }
 
 fn compose(args: &[&str]) -> String {
-    let output = Command::new("docker-compose").args(args).current_dir(root()).output();
+    compose_with(args, &[])
+}
+
+fn compose_with(args: &[&str], settings: &[(&str, &str)]) -> String {
+    let mut command = Command::new("docker-compose");
+    let output = command.args(args).envs(settings.iter().copied()).current_dir(root()).output();
     let output = output.unwrap_or_else(|e| panic!("docker-compose, which tests/run installs: {e}"));
     assert!(output.status.success(), "{args:?}: {}", said(&output));
     String::from_utf8(output.stdout).unwrap()
@@ -177,16 +182,18 @@ fn the_composed_services_are_those_of_the_documents() {
         "condition: service_healthy",
         "- noeviction",
         "- --appendonly",
+        "ADMIN_ADDR: 0.0.0.0:8081",
+        "- 127.0.0.1:8081:8081",
         "working_dir: /wrk",
     ] {
         assert!(config.contains(line), "{line} is not in\n{config}");
     }
-    // The operator's port stays inside, and those whose passwords are known on this machine.
-    assert!(!config.contains("8081") && !config.contains("ADMIN_ADDR"), "{config}");
+    // Open to this machine alone: the admin address, and the servers whose passwords are known.
     let file = read("docker-compose.yml");
     let mut ports: Vec<&str> = file.lines().filter_map(|line| line.trim().strip_prefix("ports: ")).collect();
     ports.sort_unstable();
-    assert_eq!(ports, [r#"["127.0.0.1:5432:5432"]"#, r#"["127.0.0.1:6379:6379"]"#, r#"["8080:8080"]"#]);
+    let [postgres, redis] = [r#"["127.0.0.1:5432:5432"]"#, r#"["127.0.0.1:6379:6379"]"#];
+    assert_eq!(ports, [postgres, redis, r#"["8080:8080", "127.0.0.1:8081:8081"]"#]);
 
     let readme = read("README.md");
     let lines: Vec<&str> = readme.lines().filter(|line| line.starts_with("docker-compose ")).collect();
@@ -197,6 +204,35 @@ fn the_composed_services_are_those_of_the_documents() {
     assert!(root().join("wrk").join(script).is_file(), "{script}");
     assert_eq!(words.last(), Some(&"http://app:8080"));
     assert!(read("wrk/Dockerfile").contains("ENTRYPOINT [\"wrk\"]"));
+}
+
+#[test]
+fn composed_services_take_settings_from_the_shell() {
+    let file = read("docker-compose.yml");
+    let given: Vec<(&str, &str)> = file
+        .lines()
+        .filter_map(|line| {
+            let (name, value) = line.trim().split_once(": ${")?;
+            let (from, default) = value.strip_suffix('}')?.split_once(":-")?;
+            assert_eq!(name, from);
+            Some((name, default))
+        })
+        .collect();
+    for name in ["SALE_ITEMS", "USER_LIMIT", "SALE_SECONDS", "HOLD_SECONDS", "PURCHASE_ACK"] {
+        assert!(given.iter().any(|(known, _)| *known == name), "{name} cannot be set");
+    }
+    // The same defaults as without Docker.
+    let readme = read("README.md");
+    for (name, default) in &given {
+        assert!(
+            readme.contains(&format!("| `{name}` | `{default}` |")),
+            "{name} is {default} in docker-compose.yml only"
+        );
+    }
+    let config = compose_with(&["config"], &[("SALE_ITEMS", "77"), ("HOLD_SECONDS", "")]).replace(['"', '\''], "");
+    for line in ["SALE_ITEMS: 77", "HOLD_SECONDS: 300"] {
+        assert!(config.contains(line), "{line} is not in\n{config}");
+    }
 }
 
 #[test]
@@ -215,23 +251,54 @@ fn the_image_gets_what_the_build_reads() {
         assert!(copied, "{file} is not copied");
         assert!(ignored.lines().any(|line| line == format!("!{file}")), ".dockerignore leaves {file} out");
     }
-    let user = dockerfile.lines().rfind(|line| line.starts_with("USER ")).unwrap();
-    assert_ne!(user, "USER root");
+    // As numbers: Kubernetes cannot tell whether a name is root's.
+    for file in ["Dockerfile", "wrk/Dockerfile"] {
+        let text = read(file);
+        let user = text.lines().rfind(|line| line.starts_with("USER ")).unwrap();
+        let ids: Vec<u32> = user["USER ".len()..].split(':').map(|id| id.parse().unwrap()).collect();
+        assert!(ids.len() == 2 && !ids.contains(&0), "{file}: {user}");
+    }
+}
+
+/// The image's health check, as it runs beside an instance with `settings`.
+fn health_check(settings: &[(&str, String)]) -> Output {
+    let dockerfile = read("Dockerfile");
+    let line = dockerfile.lines().find(|line| line.starts_with("HEALTHCHECK ")).unwrap();
+    let words: Vec<String> = serde_json::from_str(line.split_once(" CMD ").unwrap().1).unwrap();
+    let program = if words[0] == "flashsale" { env!("CARGO_BIN_EXE_flashsale") } else { &words[0] };
+    Command::new(program).args(&words[1..]).env_clear().envs(settings.iter().cloned()).output().unwrap()
 }
 
 #[test]
-fn the_image_knows_whether_it_is_healthy() {
-    let dockerfile = read("Dockerfile");
-    let line = dockerfile.lines().find(|line| line.starts_with("HEALTHCHECK ")).unwrap();
-    let command: Vec<String> = serde_json::from_str(line.split_once(" CMD ").unwrap().1).unwrap();
-    let is_healthy = |port: u16| {
-        let mut check = Command::new(&command[0]);
-        check.args(&command[1..]).env("SERVER_PORT", port.to_string()).output().unwrap().status.success()
-    };
-    let stack = Stack::new(Mode::Embedded);
-    let app = stack.app().start();
-    assert!(is_healthy(app.addr().port()));
-    // Another server, which does not have the picture.
-    assert!(!is_healthy(app.admin_addr().port()));
-    assert!(!is_healthy(process::free_port()));
+fn the_image_knows_whether_it_is_alive() {
+    let data = process::temp_dir();
+    for (public, admin) in [
+        ("0.0.0.0", "127.0.0.1"),
+        ("127.0.0.2", "0.0.0.0"),
+        ("::", "[::]"),
+        ("::1", "[::1]"),
+        ("127.0.0.1", "127.0.0.3"),
+    ] {
+        let ports = [process::free_port(), process::free_port()];
+        let settings = [
+            ("BIND_ADDR", public.to_owned()),
+            ("SERVER_PORT", ports[0].to_string()),
+            ("ADMIN_ADDR", format!("{admin}:{}", ports[1])),
+            ("DATA_DIR", data.path().display().to_string()),
+        ];
+        let mut command = process::command(Path::new(env!("CARGO_BIN_EXE_flashsale")), "KILL", None);
+        command.env_clear().envs(settings.iter().cloned());
+        let mut program = Program::start("flashsale", &mut command, Some(&data.path().join("log")));
+        let begun = std::time::Instant::now();
+        let last = loop {
+            let last = health_check(&settings);
+            if last.status.success() || begun.elapsed() > Duration::from_secs(10) {
+                break last;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert!(last.status.success(), "BIND_ADDR={public} ADMIN_ADDR={admin}: {}", said(&last));
+        program.end(Signal::TERM, Duration::from_secs(20));
+        assert!(!health_check(&settings).status.success(), "a server that has ended");
+    }
 }
