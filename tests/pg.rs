@@ -5,6 +5,8 @@
 mod doubt;
 #[path = "pg/fence.rs"]
 mod fence;
+#[path = "pg/schema.rs"]
+mod schema;
 #[path = "pg/server.rs"]
 mod server;
 #[path = "pg/tls.rs"]

@@ -3,6 +3,8 @@
 //! Owns the traits that both ledgers implement. Refuses to know the inventory, HTTP and coroutines: all calls
 //! here block, so they belong to plain threads (the writer's and the keeper's), never to a core.
 
+mod identity;
+mod migrations;
 pub mod postgres;
 pub mod sqlite;
 mod trouble;
@@ -11,6 +13,8 @@ pub mod writer;
 use crate::code::KEY_BYTES;
 pub use crate::domain::HoldRow;
 use crate::domain::{Records, SaleId, Terms};
+pub use identity::LedgerId;
+pub use migrations::TooNew;
 use std::fmt;
 
 /// Why the ledger did not do what was asked.
@@ -63,6 +67,9 @@ pub struct SaleRow {
 pub trait Ledger: Send {
     /// The key that all codes are minted with, made on the first call ever.
     fn code_key(&mut self) -> Result<[u8; KEY_BYTES], LedgerError>;
+
+    /// What tells this ledger from every other one, made on the first call ever. A copy or a restored backup has it too.
+    fn identity(&mut self) -> Result<LedgerId, LedgerError>;
 
     /// A fresh instance number, never given out before.
     fn new_instance(&mut self) -> Result<u64, LedgerError>;

@@ -6,11 +6,12 @@
 use super::connect::ConnectSettings;
 use super::copy::{Rows, micros, unix_ms};
 use super::link::Link;
+use super::schema::migrate;
 use super::session::{Failure, Session, Wire};
-use super::{READ_LIMIT, SCHEMA_CLASS, WORK_LIMIT};
+use super::{READ_LIMIT, WORK_LIMIT};
 use crate::code::{Codes, KEY_BYTES};
 use crate::domain::{HoldNumber, Id, SaleId, Terms};
-use crate::ledger::{Fence, HoldRow, Ledger, LedgerError, SaleRow};
+use crate::ledger::{Fence, HoldRow, Ledger, LedgerError, LedgerId, SaleRow};
 use bytes::BytesMut;
 use futures_util::StreamExt;
 use std::error::Error;
@@ -22,7 +23,7 @@ use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checke
 /// How long the next row of a long answer may take.
 const ROW_LIMIT: Duration = Duration::from_secs(10);
 
-/// `Ledger` and `Fence` over Postgres. Makes no connection before the first call, and the schema on the first one.
+/// `Ledger` and `Fence` over Postgres. Makes no connection before the first call, and migrates the schema on the first one.
 ///
 /// A call takes at most the time to connect (3 s a host by default) and 5 s for each statement; [`Ledger::holds`] at
 /// most 60 s a page and 10 s for the next row. After an error the next call connects anew.
@@ -61,10 +62,10 @@ impl PostgresLedger {
         Ok(self.codes.insert(codes).clone())
     }
 
-    /// Makes what is missing of the schema, once in the life of this ledger.
+    /// Migrates the schema, once in the life of this ledger.
     fn ready(&mut self) -> Result<(), LedgerError> {
         if !self.schema {
-            self.work.run(async |wire| make_schema(wire).await)?;
+            self.work.run(async |wire| migrate(wire).await)?;
             self.schema = true;
         }
         Ok(())
@@ -75,22 +76,6 @@ impl PostgresLedger {
         self.ready()?;
         Ok(self.work.run(work)?)
     }
-}
-
-/// Makes the schema unless all of it is there: a role that may only read and write rows is enough from then on.
-async fn make_schema(wire: &mut Wire) -> Result<(), Failure> {
-    const MISSING: &str = "SELECT count(*) FROM unnest(ARRAY['sales', 'ledger_holds', 'ledger_purchases', \
-        'ledger_misfits', 'ledger_fence', 'ledger_code_key', 'instances', 'checkout_attempts', 'purchases']) AS name \
-        WHERE to_regclass(name) IS NULL";
-    let missing: i64 = wire.client.query_one(MISSING, &[]).await?.try_get(0)?;
-    if missing > 0 {
-        let schema = include_str!("../../../sql/postgres.sql");
-        let script = format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT pg_advisory_xact_lock({SCHEMA_CLASS}, 0); {schema}; COMMIT"
-        );
-        wire.client.batch_execute(&script).await?;
-    }
-    Ok(())
 }
 
 impl PostgresLedger {
@@ -143,6 +128,18 @@ impl Ledger for PostgresLedger {
             let key: &[u8] = row.try_get(0)?;
             key.try_into().map_err(|_| Failure::refused("the key in ledger_code_key has not 16 bytes"))
         })
+    }
+
+    fn identity(&mut self) -> Result<LedgerId, LedgerError> {
+        let fresh = LedgerId::random()?.to_string();
+        let id = self.run(async move |wire| {
+            // As for the key: the first insert counts.
+            const MAKE: &str = "INSERT INTO ledger_identity (id) VALUES ($1) ON CONFLICT DO NOTHING";
+            wire.client.execute(MAKE, &[&fresh]).await?;
+            let row = wire.client.query_one("SELECT id FROM ledger_identity", &[]).await?;
+            Ok(row.try_get::<_, String>(0)?)
+        })?;
+        LedgerId::from_row(&id)
     }
 
     fn new_instance(&mut self) -> Result<u64, LedgerError> {

@@ -1,6 +1,6 @@
 //! The ledger in Postgres, 12 or later.
 //!
-//! Owns the tables of `sql/postgres.sql` and three kinds of advisory locks: the schema's, the openers', and one per
+//! Owns the tables of `sql/postgres/` and three kinds of advisory locks: the schema's, the openers', and one per
 //! epoch. Advisory locks belong to a database, so a database serves one deployment; and they belong to sessions, so
 //! a pooler that shares sessions between transactions must not stand in between.
 //!
@@ -16,6 +16,7 @@ mod dsn;
 mod fence;
 mod ledger;
 mod link;
+mod schema;
 mod session;
 mod tls;
 mod write;
@@ -66,17 +67,4 @@ fn one_line(error: &tokio_postgres::Error) -> String {
         }
     };
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::code::MAX_INSTANCE;
-
-    #[test]
-    fn the_schema_and_the_code_agree_on_the_instances() {
-        let schema = include_str!("../../../sql/postgres.sql");
-        assert!(schema.contains(&format!("MINVALUE 1 MAXVALUE {MAX_INSTANCE} NO CYCLE")));
-        assert!(schema.contains(&format!("number BETWEEN 1 AND {}", i32::MAX)));
-        assert!(schema.contains(&format!("octet_length(key) = {}", crate::code::KEY_BYTES)));
-    }
 }

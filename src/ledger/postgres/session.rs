@@ -46,6 +46,14 @@ impl Failure {
         Failure::Broken { text: text.into(), state: None, lost: true }
     }
 
+    /// The same failure, said to have come up during `what`.
+    pub fn during(self, what: &str) -> Failure {
+        match self {
+            Failure::Broken { text, state, lost } => Failure::Broken { text: format!("{what}: {text}"), state, lost },
+            stale @ Failure::Stale(_) => stale,
+        }
+    }
+
     /// Whether Postgres refused with `wanted` and the session is alive.
     pub fn is(&self, wanted: &SqlState) -> bool {
         matches!(self, Failure::Broken { state: Some(state), lost: false, .. } if state == wanted)

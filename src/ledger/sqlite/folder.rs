@@ -3,6 +3,7 @@
 //! Invariant: while a [`FolderLock`] lives, no other process (and no second one in this process) has the folder. The
 //! kernel lets go of it when the process ends, however it ends. Refuses to know what is in the folder.
 
+use crate::ledger::TooNew;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fmt;
@@ -26,14 +27,17 @@ pub enum OpenError {
         /// `DATA_DIR`.
         dir: PathBuf,
     },
-    /// The file is of another program or version.
-    Schema {
+    /// The file is of another program.
+    NoLedger {
         /// The file.
         path: PathBuf,
-        /// Its version, if it has one.
-        found: Option<i64>,
-        /// The version that this program works with.
-        wanted: i64,
+    },
+    /// The file needs a newer program.
+    TooNew {
+        /// The file.
+        path: PathBuf,
+        /// The versions.
+        why: TooNew,
     },
     /// SQLite cannot open the file.
     Database {
@@ -55,12 +59,8 @@ impl fmt::Display for OpenError {
                     dir.display()
                 )
             }
-            OpenError::Schema { path, found: Some(found), wanted } => {
-                write!(f, "DATA_DIR: {} has schema version {found}, this flashsale needs {wanted}", path.display())
-            }
-            OpenError::Schema { path, found: None, .. } => {
-                write!(f, "DATA_DIR: {} is not a flashsale ledger", path.display())
-            }
+            OpenError::NoLedger { path } => write!(f, "DATA_DIR: {} is not a flashsale ledger", path.display()),
+            OpenError::TooNew { path, why } => write!(f, "DATA_DIR: {} {why}", path.display()),
             OpenError::Database { path, why } => write!(f, "DATA_DIR: {} cannot be opened: {why}", path.display()),
         }
     }

@@ -7,26 +7,24 @@
 
 mod append;
 mod folder;
+mod schema;
 #[cfg(test)]
 mod tests;
 
 pub use append::SqliteAppend;
 pub use folder::OpenError;
 
-use super::{Ledger, LedgerError, SaleRow};
+use super::{Ledger, LedgerError, LedgerId, SaleRow};
 use crate::code::{Codes, KEY_BYTES, MAX_INSTANCE};
 use crate::domain::{HoldNumber, HoldRow, Id, SaleId, Terms};
 use folder::FolderLock;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-const SCHEMA: &str = include_str!("../../../sql/sqlite.sql");
-/// The version that `SCHEMA` writes into `meta`.
-const SCHEMA_VERSION: i64 = 1;
 /// How long a statement waits for another connection's write. The keeper's own writes take milliseconds; a person
 /// with a shell on the file may take longer, and must not stop sales for good.
 const BUSY: Duration = Duration::from_secs(2);
@@ -64,10 +62,7 @@ impl SqliteLedger {
         let path = dir.join("ledger.db");
         let failed = |e: rusqlite::Error| OpenError::Database { path: path.clone(), why: e.to_string() };
         let mut db = connect(&path).map_err(failed)?;
-        let found = prepare_schema(&mut db).map_err(failed)?;
-        if found != Some(SCHEMA_VERSION) {
-            return Err(OpenError::Schema { path, found, wanted: SCHEMA_VERSION });
-        }
+        schema::migrate(&mut db, &path)?;
         lock.sync()?;
         Ok(SqliteLedger { db, path, lock })
     }
@@ -96,21 +91,6 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     db.pragma_update(None, "cache_size", -CACHE_KIB)?;
     db.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT_PAGES, |_| Ok(()))?;
     Ok(db)
-}
-
-/// Fills an empty file with the schema. Returns the version that the file has; `None` if it is of another program.
-fn prepare_schema(db: &mut Connection) -> rusqlite::Result<Option<i64>> {
-    let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let count = |sql| tx.query_row(sql, [], |row| row.get::<_, i64>(0));
-    if count("SELECT count(*) FROM sqlite_schema")? == 0 {
-        tx.execute_batch(SCHEMA)?;
-    }
-    let version = match count("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'meta'")? {
-        0 => None,
-        _ => tx.query_row("SELECT schema_version FROM meta", [], |row| row.get(0)).optional()?,
-    };
-    tx.commit()?;
-    Ok(version)
 }
 
 impl From<rusqlite::Error> for LedgerError {
@@ -166,6 +146,13 @@ impl Ledger for SqliteLedger {
         getrandom::fill(&mut fresh).map_err(|e| LedgerError::Failed(format!("no random bytes for a key: {e}")))?;
         self.db.execute("INSERT INTO code_key VALUES (1, ?1) ON CONFLICT DO NOTHING", [fresh])?;
         Ok(self.db.query_row("SELECT key FROM code_key", [], |row| row.get(0))?)
+    }
+
+    fn identity(&mut self) -> Result<LedgerId, LedgerError> {
+        let fresh = LedgerId::random()?.to_string();
+        self.db.execute("INSERT INTO ledger_identity VALUES (1, ?1) ON CONFLICT DO NOTHING", [fresh])?;
+        let id: String = self.db.query_row("SELECT id FROM ledger_identity", [], |row| row.get(0))?;
+        LedgerId::from_row(&id)
     }
 
     fn new_instance(&mut self) -> Result<u64, LedgerError> {

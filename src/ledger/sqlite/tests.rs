@@ -276,6 +276,38 @@ fn one_process_a_folder() {
 }
 
 #[test]
+fn the_first_versions_file_is_migrated_with_its_rows() {
+    let dir = TempDir::new().unwrap();
+    let old = Connection::open(dir.path().join("ledger.db")).unwrap();
+    old.execute_batch(include_str!("../../../sql/sqlite/0001_initial.sql")).unwrap();
+    let rows = "INSERT INTO code_key VALUES (1, zeroblob(16)); UPDATE instances SET last = 4;
+        INSERT INTO sales VALUES (1700000000, 5, 2, 300000, 1700000000000, 1700003600000, 1);
+        INSERT INTO ledger_holds VALUES (1700000000, 1, zeroblob(16), 'ann', 'lamp', 1700000000123, 1700000300123);
+        INSERT INTO ledger_purchases VALUES (1700000000, 1, zeroblob(16), 'ann', 'lamp', 1700000000124)";
+    old.execute_batch(rows).unwrap();
+    drop(old);
+    let version = |ledger: &SqliteLedger| -> i64 {
+        ledger.db.query_row("SELECT schema_version FROM meta", [], |row| row.get(0)).unwrap()
+    };
+    let (mut ledger, mut appender) = open(&dir);
+    assert!(version(&ledger) >= 2);
+    assert_eq!(ledger.code_key().unwrap(), [0; KEY_BYTES]);
+    assert_eq!(ledger.new_instance().unwrap(), 5);
+    assert_eq!(ledger.sales(0).unwrap().len(), 1);
+    appender.append(&[&batch(SALE, &[(Hold, 2, "bob")])]).unwrap();
+    assert_eq!(counts(&mut ledger, SALE), (2, 1));
+    let id = ledger.identity().unwrap();
+    drop((ledger, appender));
+    let (mut ledger, _) = open(&dir);
+    assert_eq!(ledger.identity().unwrap(), id);
+    assert_ne!(open(&TempDir::new().unwrap()).0.identity().unwrap(), id);
+    // A later version that has only added something is none of ours to refuse.
+    ledger.db.execute_batch("UPDATE meta SET schema_version = 1000").unwrap();
+    drop(ledger);
+    assert_eq!(version(&open(&dir).0), 1000);
+}
+
+#[test]
 fn what_is_not_a_ledger_is_refused() {
     let refused = |prepare: &dyn Fn(&Path), want: &str| {
         let dir = TempDir::new().unwrap();
@@ -289,11 +321,12 @@ fn what_is_not_a_ledger_is_refused() {
     refused(&|path| std::fs::write(path.join("ledger.db"), [1; 5_000]).unwrap(), "not a database");
     refused(&|path| std::fs::create_dir(path.join("ledger.db")).unwrap(), "cannot be opened");
     refused(&|path| std::fs::create_dir(path.join("lock")).unwrap(), "cannot be used");
+    refused(&|path| sql(path, "CREATE TABLE meta (y)"), "is not a flashsale ledger");
     let newer = |path: &Path| {
         drop(SqliteLedger::open(path).unwrap());
-        sql(path, "UPDATE meta SET schema_version = 2");
+        sql(path, "UPDATE meta SET schema_version = 1000, compatible_from = 999");
     };
-    refused(&newer, "has schema version 2, this flashsale needs 1");
+    refused(&newer, "has schema version 1000, which needs a flashsale that knows version 999; this one knows ");
     // The folder is a file, or below one.
     let dir = TempDir::new().unwrap();
     std::fs::write(dir.path().join("file"), "").unwrap();

@@ -1,4 +1,5 @@
--- The ledger's schema in Postgres 12 or later. Run once, in one transaction that holds the schema's advisory lock.
+-- Schema version 1, for Postgres 12 or later. Never change this file: add a migration with the next number.
+-- A database of this version has no table that says so: it is recognised by the tables and views below.
 -- Reports read the views `checkout_attempts` and `purchases`; the tables beneath belong to the service.
 -- Needs the rights to create tables here and temporary tables in the database.
 

@@ -1,5 +1,5 @@
--- The embedded ledger's schema, version 1. Times in tables are unix milliseconds; the views show them as
--- ISO 8601 text in UTC with milliseconds. Raise the version in `meta` with every change.
+-- Schema version 1. Never change this file: add a migration with the next number.
+-- Times in tables are unix milliseconds; the views show them as ISO 8601 text in UTC with milliseconds.
 
 CREATE TABLE meta (
     only           INTEGER PRIMARY KEY CHECK (only = 1),

@@ -1,0 +1,65 @@
+//! What tells one ledger from another.
+//!
+//! Owns the form: 32 hex digits. Leaves keeping it to each ledger, and comparing it to the keeper.
+
+use super::LedgerError;
+use std::fmt;
+use std::str::FromStr;
+
+/// A ledger's identity: 128 random bits, made once in a ledger's life. A restored backup has its original's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LedgerId(u128);
+
+impl LedgerId {
+    /// A new one, from the operating system's random numbers.
+    pub(super) fn random() -> Result<LedgerId, LedgerError> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes)
+            .map_err(|e| LedgerError::Failed(format!("the system gives no random bytes for an identity: {e}")))?;
+        Ok(LedgerId(u128::from_be_bytes(bytes)))
+    }
+
+    /// As a ledger keeps it.
+    pub(super) fn from_row(text: &str) -> Result<LedgerId, LedgerError> {
+        text.parse().map_err(|()| LedgerError::Failed(format!("ledger_identity has {text:?}, not 32 hex digits")))
+    }
+}
+
+impl fmt::Display for LedgerId {
+    /// 32 lower-case hex digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl FromStr for LedgerId {
+    type Err = ();
+
+    /// From 32 hex digits.
+    fn from_str(text: &str) -> Result<LedgerId, ()> {
+        if text.len() != 32 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(());
+        }
+        u128::from_str_radix(text, 16).map(LedgerId).map_err(drop)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_32_hex_digits() {
+        let id = LedgerId::random().unwrap();
+        assert_ne!(id, LedgerId::random().unwrap());
+        assert_eq!(id.to_string().len(), 32);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert_eq!(LedgerId(10).to_string(), format!("{}a", "0".repeat(31)));
+        for bad in ["", "a", &"0".repeat(31), &"0".repeat(33), &"g".repeat(32), &format!("+{}", "0".repeat(31))] {
+            assert_eq!(bad.parse::<LedgerId>(), Err(()), "{bad}");
+        }
+        let why = LedgerId::from_row("x").unwrap_err().to_string();
+        assert!(why.contains("ledger_identity"), "{why}");
+    }
+}

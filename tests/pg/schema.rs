@@ -1,0 +1,102 @@
+//! The schema's migrations, from the first version on, with several instances at once.
+
+use super::server::Database;
+use super::{SALE, batch};
+use flashsale::domain::RecordKind::{Hold, Purchase};
+use flashsale::ledger::postgres::{PostgresLedger, parse_dsn};
+use flashsale::ledger::{Append, Fence, Ledger, LedgerId};
+
+/// A database as the first version left it, with rows.
+fn first_version() -> Database {
+    let database = Database::new();
+    let mut client = database.client();
+    client.batch_execute(include_str!("../../sql/postgres/0001_initial.sql")).unwrap();
+    let rows = "INSERT INTO ledger_code_key (key) VALUES (decode(repeat('07', 16), 'hex'));
+        SELECT nextval('instances');
+        INSERT INTO sales VALUES (1700000000, 5, 2, 1000, to_timestamp(1700000000), to_timestamp(1700003600), true);
+        UPDATE ledger_fence SET number = 3, identity = 'run a';
+        INSERT INTO ledger_holds VALUES
+            (1700000000, 1, decode(repeat('01', 16), 'hex'), 'ann', 'lamp', now(), now()),
+            (1700000000, 2, decode(repeat('02', 16), 'hex'), 'bob', 'lamp', now(), now());
+        INSERT INTO ledger_purchases VALUES
+            (1700000000, 2, decode(repeat('02', 16), 'hex'), 'bob', 'lamp', now());
+        INSERT INTO ledger_misfits VALUES
+            ('hold', 1700000000, 9, decode(repeat('09', 16), 'hex'), 'cid', 'lamp', now(), 'why', now())";
+    client.batch_execute(rows).unwrap();
+    database
+}
+
+fn version(database: &Database) -> i64 {
+    database.client().query_one("SELECT version FROM ledger_schema", &[]).unwrap().get(0)
+}
+
+#[test]
+fn the_first_versions_database_is_migrated_by_many_at_once() {
+    let database = first_version();
+    // An instance of the first version goes on meanwhile: it holds its lock and has a transaction open.
+    let mut old = database.client();
+    let begin = "SELECT pg_advisory_lock_shared(1718812674, 3); BEGIN; SELECT * FROM ledger_fence;
+        INSERT INTO ledger_holds VALUES (1700000000, 3, decode(repeat('03', 16), 'hex'), 'dan', 'lamp', now(), now())";
+    old.batch_execute(begin).unwrap();
+    let started: Vec<(LedgerId, [u8; 16], u64)> = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut ledger = database.ledger();
+                    (ledger.identity().unwrap(), ledger.code_key().unwrap(), ledger.new_instance().unwrap())
+                })
+            })
+            .collect();
+        all.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    old.batch_execute("COMMIT").unwrap();
+    assert!(started.iter().all(|(id, key, _)| *id == started[0].0 && *key == [7; 16]), "{started:?}");
+    let mut instances: Vec<u64> = started.iter().map(|(_, _, instance)| *instance).collect();
+    instances.sort_unstable();
+    assert_eq!(instances, (2..=9).collect::<Vec<_>>());
+    assert!(version(&database) >= 2);
+    let mut ledger = database.ledger();
+    assert_eq!(ledger.epoch().unwrap().number, 3);
+    assert_eq!(ledger.sales(0).unwrap().len(), 1);
+    let mut rows = Vec::new();
+    ledger.holds(SALE, &mut |row| rows.push((row.number.0, row.purchased_ms.is_some()))).unwrap();
+    assert_eq!(rows, [(1, false), (2, true), (3, false)]);
+    assert_eq!((database.count("ledger_misfits"), database.count("purchases")), (1, 1));
+    database.append().append(&[&batch(3, Hold, [10]), &batch(3, Purchase, [10])]).unwrap();
+    assert_eq!((database.count("checkout_attempts"), database.count("purchases")), (4, 2));
+    assert_ne!(Database::new().ledger().identity().unwrap(), started[0].0);
+}
+
+#[test]
+fn a_database_that_needs_a_newer_program_is_refused() {
+    let database = Database::new();
+    let id = database.ledger().identity().unwrap();
+    let set = |version: i64, compatible_from: i64| {
+        let set = "UPDATE ledger_schema SET version = $1, compatible_from = $2";
+        database.client().execute(set, &[&version, &compatible_from]).unwrap();
+    };
+    set(1000, 999);
+    let why = database.ledger().code_key().unwrap_err().to_string();
+    assert!(
+        why.starts_with(
+            "the database has schema version 1000, which needs a flashsale that knows version 999; this one knows "
+        ),
+        "{why}"
+    );
+    // A newer program beside this one has only added something.
+    set(1000, 1);
+    assert_eq!(database.ledger().identity().unwrap(), id);
+    assert_eq!(version(&database), 1000);
+}
+
+#[test]
+fn who_may_not_migrate_says_so() {
+    let database = first_version();
+    let grants = "CREATE ROLE clerk LOGIN; REVOKE CREATE ON SCHEMA public FROM public;
+        GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO clerk";
+    database.client().batch_execute(grants).unwrap();
+    let dsn = database.server.dsn(&database.name).replace("user=postgres", "user=clerk");
+    let why = PostgresLedger::new(parse_dsn(&dsn).unwrap()).code_key().unwrap_err().to_string();
+    assert!(why.starts_with("the schema's migration 0002_") && why.contains("permission denied"), "{why}");
+    database.ledger().code_key().unwrap();
+}
