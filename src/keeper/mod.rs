@@ -11,5 +11,6 @@ pub mod merge;
 mod offer;
 mod opening;
 mod recovery;
+mod server_check;
 pub mod store;
 mod upkeep;

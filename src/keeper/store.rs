@@ -5,6 +5,7 @@
 
 use super::layout::{entry_expires_ms, queue_entry, read_record, write_record};
 use super::merge::{Known, Place, Rebuilt};
+use super::server_check;
 use crate::domain::{Id, SaleId, Terms};
 use crate::inventory::identity;
 use crate::inventory::redis::scripts::{self, queue_key, state_key};
@@ -21,8 +22,6 @@ const KEEP_SECONDS: u64 = 7 * 24 * 3600;
 const BUILD_SECONDS: u64 = 300;
 /// Keys that are looked through in one command.
 const SCAN: usize = 1_000;
-/// The oldest Redis that scripts are written for: effects are replicated, and `TIME` may come before a write.
-const MIN_VERSION: u64 = 7;
 
 /// What a sale's state is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,25 +100,15 @@ impl Store {
         self.connection = None;
     }
 
-    /// Refuses a Redis that this service cannot rely on, with the reason.
+    /// Refuses a Redis that this service cannot rely on, with the reason, and warns of one that may lose its latest writes.
     pub fn check_server(&mut self) -> Result<(), String> {
         let info: String = self.ask(cmd("INFO").arg("everything"))?;
-        let field = |name: &str| {
-            info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default().trim()
-        };
-        let refuse = |why: String| Err(format!("REDIS_ADDR: Redis at {} {why}", self.target.name));
-        let version = field("redis_version");
-        if version.split('.').next().and_then(|major| major.parse().ok()).is_none_or(|major: u64| major < MIN_VERSION) {
-            return refuse(format!("is version {version}; {MIN_VERSION} or later is needed"));
+        let name = &self.target.name;
+        server_check::refusal(&info).map_or(Ok(()), |why| Err(format!("REDIS_ADDR: Redis at {name} {why}")))?;
+        if let Some(what) = server_check::warning(&info) {
+            tracing::warn!("Redis at {name} {what}");
         }
-        if field("redis_mode") == "cluster" || field("cluster_enabled") == "1" {
-            return refuse("is in cluster mode, which is not supported yet".into());
-        }
-        let policy = field("maxmemory_policy");
-        if policy != "noeviction" {
-            return refuse(format!("has maxmemory-policy {policy}, which may throw sales away; set noeviction"));
-        }
-        identity(&info).map(drop).or_else(|e| refuse(format!("cannot be used: {e}")))
+        Ok(())
     }
 
     /// What `sale`'s state is like for a caller of `epoch`.

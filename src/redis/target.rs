@@ -36,6 +36,9 @@ impl Target {
             redis::ConnectionAddr::Tcp(host, port) if *port != 0 && !host.is_empty() => (host.clone(), *port),
             _ => return Err("the host or the port is missing".into()),
         };
+        // The driver would say its name by CLIENT SETINFO: a command that a user of Redis need not have for this service.
+        let settings = info.redis_settings().clone().set_skip_set_lib_name();
+        let info = info.set_redis_settings(settings);
         Ok(Target { name: format!("{host}:{port}"), info, host, port, resolved: ArcSwap::default() })
     }
 

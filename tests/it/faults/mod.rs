@@ -7,6 +7,7 @@ mod limits;
 mod loss;
 mod network;
 mod postgres_away;
+mod redis_setup;
 mod refused;
 mod scarce;
 mod upkeep;
