@@ -9,6 +9,7 @@
 mod admin;
 mod api;
 mod catalog;
+mod deploy;
 mod docs;
 mod embedded;
 mod exhaustion;
