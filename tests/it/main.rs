@@ -15,6 +15,7 @@ mod embedded;
 mod exhaustion;
 mod faults;
 mod http_raw;
+mod ledger_file;
 mod lifecycle;
 mod package;
 mod placement;

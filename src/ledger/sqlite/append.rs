@@ -4,7 +4,7 @@
 //! the ledger, save when the disk itself failed in the commit: then the rows may show up after a crash, and writing
 //! them again is harmless. Refuses to know where the records come from.
 
-use super::{CHECKPOINT_PAGES, FolderLock, connect, int};
+use super::{CHECKPOINT_PAGES, FolderLock, OpenFiles, connect, int};
 use crate::code::Codes;
 use crate::domain::{EMBEDDED_EPOCH, HoldKey, RecordKind, RecordRef, Records};
 use crate::ledger::{Append, LedgerError};
@@ -26,32 +26,35 @@ pub struct SqliteAppend {
     path: PathBuf,
     codes: Codes,
     folder: Arc<FolderLock>,
+    files: Arc<OpenFiles>,
 }
 
 impl SqliteAppend {
-    pub(super) fn new(path: PathBuf, codes: Codes, folder: Arc<FolderLock>) -> Result<SqliteAppend, LedgerError> {
-        Ok(SqliteAppend { db: Some(connect(&path)?), path, codes, folder })
+    pub(super) fn new(
+        path: PathBuf,
+        codes: Codes,
+        folder: Arc<FolderLock>,
+        files: Arc<OpenFiles>,
+    ) -> Result<SqliteAppend, LedgerError> {
+        Ok(SqliteAppend { db: Some(connect(&path)?), path, codes, folder, files })
     }
 
     /// `Err` where the files that are open are not those of `DATA_DIR` any more.
-    fn check_folder(&self) -> Result<(), LedgerError> {
-        if self.folder.is_in_place() && self.path.exists() {
-            return Ok(());
-        }
+    fn check_files(&self) -> Result<(), LedgerError> {
         let folder = self.folder.dir().display();
-        Err(LedgerError::Failed(format!("DATA_DIR {folder}: the folder was removed or replaced while it was in use")))
+        if !self.folder.is_in_place() {
+            let why = format!("DATA_DIR {folder}: the folder was removed or replaced while it was in use");
+            return Err(LedgerError::Failed(why));
+        }
+        self.files.check().map_err(|why| LedgerError::Failed(format!("DATA_DIR {folder}: {why}")))
     }
 
     /// How many bytes the ledger's files may still grow, as far as the disk and this process' limit go.
     fn room(&self) -> Result<u64, LedgerError> {
         let disk =
             rustix::fs::statvfs(&self.path).map_err(|e| LedgerError::Failed(format!("the ledger's disk: {e}")))?;
-        let size = |path: PathBuf| std::fs::metadata(path).map_or(0, |file| file.len());
-        let mut wal = self.path.clone().into_os_string();
-        wal.push("-wal");
-        let largest = size(self.path.clone()).max(size(wal.into()));
         let allowed = rustix::process::getrlimit(rustix::process::Resource::Fsize).current.unwrap_or(u64::MAX);
-        Ok(disk.f_bavail.saturating_mul(disk.f_frsize).min(allowed.saturating_sub(largest)))
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize).min(allowed.saturating_sub(self.files.largest())))
     }
 
     /// The connection, for tests that limit it.
@@ -66,12 +69,12 @@ impl Append for SqliteAppend {
         if batches.iter().any(|records| records.epoch != EMBEDDED_EPOCH) {
             return Err(LedgerError::Stale { current: EMBEDDED_EPOCH });
         }
-        self.check_folder()?;
+        self.check_files()?;
         on_connection(&mut self.db, &self.path, |db| write(db, &self.codes, batches))
     }
 
     fn probe(&mut self) -> Result<(), LedgerError> {
-        self.check_folder()?;
+        self.check_files()?;
         // A full disk takes a page that lies in the files already, and refuses the next batch all the same.
         let room = self.room()?;
         if room < PROBE_ROOM {

@@ -6,6 +6,7 @@
 //! always [`EMBEDDED_EPOCH`](crate::domain::EMBEDDED_EPOCH), since there is no second opinion to fence off. Refuses to know the inventory and HTTP.
 
 mod append;
+mod files;
 mod folder;
 mod schema;
 #[cfg(test)]
@@ -17,10 +18,9 @@ pub use folder::OpenError;
 use super::{Ledger, LedgerError, LedgerId, SaleRow};
 use crate::code::{Codes, KEY_BYTES, MAX_INSTANCE};
 use crate::domain::{HoldNumber, HoldRow, Id, SaleId, Terms};
+use files::OpenFiles;
 use folder::FolderLock;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +52,7 @@ pub struct SqliteLedger {
     db: Connection,
     path: PathBuf,
     lock: Arc<FolderLock>,
+    files: Arc<OpenFiles>,
 }
 
 impl SqliteLedger {
@@ -61,25 +62,25 @@ impl SqliteLedger {
         let lock = Arc::new(FolderLock::take(dir)?);
         let path = dir.join("ledger.db");
         let failed = |e: rusqlite::Error| OpenError::Database { path: path.clone(), why: e.to_string() };
+        files::make(&path);
         let mut db = connect(&path).map_err(failed)?;
         schema::migrate(&mut db, &path)?;
         lock.sync()?;
-        Ok(SqliteLedger { db, path, lock })
+        let unreadable = |e: std::io::Error| OpenError::Database { path: path.clone(), why: e.to_string() };
+        let files = Arc::new(OpenFiles::look(&path).map_err(unreadable)?);
+        Ok(SqliteLedger { db, path, lock, files })
     }
 
     /// The writer's handle, which mints the codes of its rows with `codes`.
     pub fn appender(&self, codes: Codes) -> Result<SqliteAppend, LedgerError> {
-        SqliteAppend::new(self.path.clone(), codes, Arc::clone(&self.lock))
+        SqliteAppend::new(self.path.clone(), codes, Arc::clone(&self.lock), Arc::clone(&self.files))
     }
 }
 
-/// A connection with this ledger's settings.
+/// A connection with this ledger's settings, to a file that exists.
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    // Made here, so that only this user may read the codes' key in it; SQLite's other files take after this one. What
-    // is wrong with the path SQLite says better.
-    let _ = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
     // No URIs: a folder may be called `file:data`.
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(BUSY)?;
     db.pragma_update_and_check(None, "journal_mode", "WAL", |row| {
