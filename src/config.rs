@@ -5,9 +5,8 @@
 //! beside it, and connects to nothing.
 
 mod form;
-mod misspelt;
-
 mod health;
+mod misspelt;
 
 pub use health::HealthCheck;
 

@@ -254,12 +254,13 @@ fn start_admin(
     running: &Running,
     server: &Arc<Server<Shop>>,
 ) -> std::io::Result<Arc<Server<Admin>>> {
-    let public = server.clone();
+    let (public, answering) = (server.clone(), server.clone());
     let admin = Admin {
         gate: running.gate.clone(),
         inventory: running.inventory.clone(),
         recorder: running.recorder.clone(),
         connections: Box::new(move || public.connections()),
+        answers: Box::new(move || answering.answers()),
     };
     Server::start(cores, listener, Arc::new(admin), ADMIN_CONNECTIONS).map(Arc::new)
 }

@@ -4,6 +4,7 @@
 
 pub mod client;
 
+use crate::http::answers::STATUSES;
 use crate::http::connection::Service;
 use crate::http::request::{Head, Method};
 use crate::http::response::{Extra, Responder};
@@ -31,6 +32,8 @@ pub struct Admin {
     pub recorder: Arc<Recorder>,
     /// How many public connections are open.
     pub connections: Box<dyn Fn() -> usize + Send + Sync>,
+    /// How many public answers of each of [`STATUSES`] were sent.
+    pub answers: Box<dyn Fn() -> [u64; STATUSES.len()] + Send + Sync>,
 }
 
 /// What there is to say.
@@ -81,6 +84,11 @@ impl Admin {
                 text,
                 "# HELP flashsale_{name} {help}\n# TYPE flashsale_{name} {kind}\nflashsale_{name} {value}\n"
             );
+        }
+        text.push_str("# HELP flashsale_http_responses_total Public answers, by their status.\n");
+        text.push_str("# TYPE flashsale_http_responses_total counter\n");
+        for (status, count) in STATUSES.iter().zip((self.answers)()) {
+            let _ = writeln!(text, "flashsale_http_responses_total{{status=\"{status}\"}} {count}");
         }
         text
     }

@@ -165,6 +165,7 @@ impl<S: Service> Connection<S> {
             &mut Responder {
                 out: &mut self.output,
                 scratch: &mut self.scratch,
+                answers: self.server.answers(),
                 date: &date,
                 keep_alive,
                 http_11: begun.http_11,
@@ -273,8 +274,9 @@ impl<S: Service> Connection<S> {
     /// Says what is wrong with what the peer sent, and ends.
     fn reject<T>(&mut self, reject: Reject) -> Result<T, Ended> {
         let date = self.server.date();
-        let (out, scratch) = (&mut self.output, &mut self.scratch);
-        Responder { out, scratch, date: &date, keep_alive: false, http_11: true, head_only: false }.reject(reject);
+        let (out, scratch, answers) = (&mut self.output, &mut self.scratch, self.server.answers());
+        Responder { out, scratch, answers, date: &date, keep_alive: false, http_11: true, head_only: false }
+            .reject(reject);
         self.send()?;
         self.linger();
         Err(Ended)

@@ -2,6 +2,7 @@
 //!
 //! Owns status lines, the headers that every response has, and their order. Refuses to know what a body means.
 
+use super::answers::Answers;
 use super::request::Reject;
 
 /// An HTTP date, as `Date` carries it (RFC 9110, section 5.6.7).
@@ -13,6 +14,8 @@ pub struct Responder<'a> {
     pub out: &'a mut Vec<u8>,
     /// Reused memory for the body, whose length comes before it.
     pub scratch: &'a mut Vec<u8>,
+    /// Where the response is counted.
+    pub answers: &'a Answers,
     /// The date to send.
     pub date: &'a HttpDate,
     /// Whether the connection stays open after this response.
@@ -66,6 +69,7 @@ impl Responder<'_> {
     }
 
     fn head(&mut self, status: u16, content_type: &str, extra: Extra, length: usize) {
+        self.answers.count(status);
         let mut digits = itoa::Buffer::new();
         let out = &mut *self.out;
         out.extend_from_slice(status_line(status).as_bytes());
@@ -123,9 +127,11 @@ mod tests {
     fn headers_and_bodies() {
         let check = |keep_alive, http_11, head_only, want: &str| {
             let (mut out, mut scratch) = (Vec::new(), Vec::new());
-            let date = b"Thu, 01 Jan 1970 00:00:00 GMT";
-            let mut r = Responder { out: &mut out, scratch: &mut scratch, date, keep_alive, http_11, head_only };
+            let (answers, date) = (&Answers::default(), b"Thu, 01 Jan 1970 00:00:00 GMT");
+            let mut r =
+                Responder { out: &mut out, scratch: &mut scratch, answers, date, keep_alive, http_11, head_only };
             r.refuse(409, Extra::RetryAfter(7), "sold_out", "x");
+            assert_eq!(answers.counts().iter().sum::<u64>(), 1);
             let start = "HTTP/1.1 409 Conflict\r\nContent-Type: application/json\r\nContent-Length: 34\r\n\
                          Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nRetry-After: 7\r\n";
             assert_eq!(String::from_utf8(out).unwrap(), format!("{start}{want}"));

@@ -3,6 +3,7 @@
 //! Owns accepting, the bound on connections, each core's date and sweep, and the draining at the end. Refuses to
 //! know what is served.
 
+use super::answers::{Answers, STATUSES};
 use super::connection::{Connection, Service, Shared};
 use super::response::HttpDate;
 use crate::core::{Cores, Watched};
@@ -46,6 +47,7 @@ pub struct CoreServer<S> {
     /// Milliseconds since the server began, as of the last tick: time limits need no more precision, and a request
     /// does not have to ask for the time.
     now_ms: AtomicU64,
+    answers: Answers,
 }
 
 /// The server.
@@ -111,6 +113,7 @@ impl<S: Service> Server<S> {
                     open: Mutex::new(Slab::new()),
                     date: Mutex::new((0, [b' '; 29])),
                     now_ms: AtomicU64::new(0),
+                    answers: Answers::default(),
                 })
             })
             .collect();
@@ -144,6 +147,15 @@ impl<S: Service> Server<S> {
     /// notice at their next tick.
     pub fn drain(&self) {
         self.common.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// How many answers of each of [`STATUSES`] were sent, by all workers.
+    pub fn answers(&self) -> [u64; STATUSES.len()] {
+        let mut sums = [0; STATUSES.len()];
+        for core in &self.cores {
+            sums.iter_mut().zip(core.answers.counts()).for_each(|(sum, count)| *sum += count);
+        }
+        sums
     }
 
     /// How many connections are open.
@@ -187,6 +199,9 @@ fn accept_all<S: Service>(
 fn take_in<S: Service>(socket: OwnedFd, common: &Arc<Common<S>>, cores: &[Arc<CoreServer<S>>]) -> io::Result<()> {
     if common.connections.load(Ordering::Relaxed) >= common.max_connections {
         let _ = rustix::net::send(&socket, FULL, rustix::net::SendFlags::NOSIGNAL);
+        if let Some(side) = crate::core::current().and_then(|core| cores.get(core)) {
+            side.answers.count(503);
+        }
         return Ok(());
     }
     let core = common.cores.of_fd(&socket);
@@ -231,6 +246,11 @@ impl<S> CoreServer<S> {
 
     pub(super) fn service(&self) -> &S {
         &self.common.service
+    }
+
+    /// Where this core's answers are counted.
+    pub(super) fn answers(&self) -> &Answers {
+        &self.answers
     }
 
     pub(super) fn is_draining(&self) -> bool {

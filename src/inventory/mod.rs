@@ -59,8 +59,8 @@ pub struct View {
     pub epoch: u64,
     /// Whether anything may be sold: not before the first opening, and not while a loss is suspected.
     pub selling: bool,
-    /// Whether the keeper heard of the inventory when it looked last. The cores find out by themselves; this is for those
-    /// who ask while nobody shops.
+    /// Whether the inventory answered the keeper when it looked last, and took writes. The cores find out by themselves;
+    /// this is for those who ask while nobody shops.
     pub reachable: bool,
     /// The sales that have been opened and have not ended, by their start.
     pub sales: Vec<Terms>,
@@ -122,6 +122,8 @@ pub enum Suspicion {
     Epoch(u64),
     /// The Redis that answers is another one, or was started anew.
     Identity(String),
+    /// Redis refused a call, with these words.
+    Refused(String),
     /// The connection is gone.
     Away(String),
     /// Calls were sent whose replies did not come: what they decided, if they did, may be with Redis alone.

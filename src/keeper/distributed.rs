@@ -81,6 +81,7 @@ pub struct Keeper {
     opened: Option<Instant>,
     pub(super) upkeep: super::upkeep::Upkeep,
     trouble: Option<String>,
+    pub(super) refusals: super::refusals::Refusals,
     pub(super) warned: Option<Terms>,
 }
 
@@ -107,6 +108,7 @@ impl Keeper {
             opened: None,
             upkeep: Default::default(),
             trouble: None,
+            refusals: Default::default(),
             warned: None,
         };
         keeper.store.check_server()?;
@@ -148,6 +150,9 @@ impl Keeper {
                 self.note(suspicion);
             }
             let result = self.round();
+            if result.is_err() {
+                self.suspect_refusal();
+            }
             self.report(result);
         }
     }
@@ -168,6 +173,7 @@ impl Keeper {
 
     pub(super) fn note(&mut self, suspicion: Suspicion) {
         let doubt = match suspicion {
+            Suspicion::Refused(why) => return self.refusals.refused(&why),
             // Redis' absence is no loss; what it is like when it is back is looked at each round.
             Suspicion::Away(_) => return,
             // What these calls decided has no other way into the ledger than reconciliation.
@@ -191,6 +197,8 @@ impl Keeper {
                     tracing::info!("all is well again");
                 }
             }
+            // What a refusal by Redis prevents is told by it.
+            Err(_) if self.refusals.is_on() => {}
             Err(trouble) => {
                 if self.trouble.is_none() {
                     tracing::warn!("{trouble}");
@@ -206,8 +214,12 @@ impl Keeper {
         // First, and also where Redis is away: the others may be closing the epoch, and wait for us to leave it.
         let looked = if is_due(self.looked, LOOK_EVERY) { self.look_at_ledger() } else { Ok(()) };
         let identity = self.store.identity();
-        if self.gate.load().reachable != identity.is_ok() {
-            self.gate.rcu(|view| View { reachable: identity.is_ok(), ..View::clone(view) });
+        if identity.is_ok() {
+            self.look_at_writes();
+        }
+        let reachable = identity.is_ok() && !self.refusals.is_on();
+        if self.gate.load().reachable != reachable {
+            self.gate.rcu(|view| View { reachable, ..View::clone(view) });
         }
         if identity.as_ref().is_ok_and(|identity| !self.epoch.identity.is_empty() && *identity != self.epoch.identity) {
             self.doubt.get_or_insert("Redis was started anew, or is another one".into());

@@ -11,6 +11,7 @@ pub mod merge;
 mod offer;
 mod opening;
 mod recovery;
+mod refusals;
 mod server_check;
 pub mod store;
 mod upkeep;

@@ -27,7 +27,7 @@ impl Keeper {
         self.gate.store(Arc::new(View {
             epoch: self.epoch.number,
             selling,
-            reachable: true,
+            reachable: !self.refusals.is_on(),
             sales: self.open.clone(),
             identity: self.epoch.identity.clone(),
             clock: Clock::new(at, now_ms),

@@ -19,7 +19,7 @@ const CHUNK: usize = 500;
 /// How long a sale's keys outlive it at most, in seconds: a backstop for deployments that are given up.
 const KEEP_SECONDS: u64 = 7 * 24 * 3600;
 /// How long a state that was never opened lies about, in seconds; counted anew from each chunk.
-const BUILD_SECONDS: u64 = 300;
+pub(super) const BUILD_SECONDS: u64 = 300;
 /// Keys that are looked through in one command.
 const SCAN: usize = 1_000;
 
@@ -62,7 +62,7 @@ impl Store {
         Store { target, timeout, connection: None }
     }
 
-    fn run<T>(&mut self, work: impl FnOnce(&mut Connection) -> RedisResult<T>) -> Result<T, String> {
+    pub(super) fn run<T>(&mut self, work: impl FnOnce(&mut Connection) -> RedisResult<T>) -> Result<T, String> {
         if self.connection.is_none() {
             // The address may have moved with a failover.
             self.target.resolve()?;

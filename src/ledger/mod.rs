@@ -7,7 +7,7 @@ mod identity;
 mod migrations;
 pub mod postgres;
 pub mod sqlite;
-mod trouble;
+pub mod trouble;
 pub mod writer;
 
 use crate::code::KEY_BYTES;

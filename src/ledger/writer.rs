@@ -86,7 +86,7 @@ impl<A: Append + 'static> Writer<A> {
     }
 
     fn run(mut self) {
-        let mut trouble = Trouble::default();
+        let mut trouble = Trouble::new("the ledger does not take records", "the ledger takes records again");
         loop {
             let Some(mut batch) = self.gather(&trouble) else { return };
             if batch.handoffs.is_empty() && self.has_to_probe(&trouble) {
@@ -145,7 +145,7 @@ impl<A: Append + 'static> Writer<A> {
 
     fn probe(&mut self, trouble: &mut Trouble) {
         match self.ledger.probe() {
-            Ok(()) => trouble.written(),
+            Ok(()) => trouble.written(Instant::now()),
             Err(e) => trouble.failed(Instant::now(), &e.to_string()),
         }
     }
@@ -163,13 +163,13 @@ impl<A: Append + 'static> Writer<A> {
             match result {
                 Ok(()) => {
                     if !nothing {
-                        trouble.written();
+                        trouble.written(Instant::now());
                     }
                     return self.settle(handoffs, true);
                 }
                 Err(LedgerError::Stale { current }) => {
                     // It took none of them, but it answers.
-                    trouble.written();
+                    trouble.written(Instant::now());
                     self.pass_on_stale(handoffs, current);
                 }
                 Err(LedgerError::Failed(why)) => {

@@ -14,6 +14,7 @@ mod docs;
 mod embedded;
 mod exhaustion;
 mod faults;
+mod health;
 mod http_raw;
 mod ledger_file;
 mod lifecycle;

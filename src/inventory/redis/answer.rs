@@ -63,7 +63,7 @@ fn error(lane: &Lane, text: String) -> Result<(), String> {
         // The scripts are gone or the role is: connecting anew loads the one and looks at the other.
         "NOSCRIPT" | "READONLY" => Err(text),
         _ => {
-            lane.shared.suspect(Suspicion::Away(text));
+            lane.shared.suspect(Suspicion::Refused(text));
             Ok(())
         }
     }

@@ -18,6 +18,11 @@ pub const FORGET: &str = include_str!("../../../lua/forget.lua");
 /// Offers a sale the records of an older epoch.
 pub const OFFER: &str = include_str!("../../../lua/offer.lua");
 
+/// Writes what decisions write, and removes it again.
+pub const PROBE: &str = include_str!("../../../lua/probe.lua");
+/// The keys of [`PROBE`]: named like a sale's, so that an ACL for sales covers them, and of no sale.
+pub const PROBE_KEYS: [&str; 2] = ["{sale:probe}:state", "{sale:probe}:queue"];
+
 /// Requests that one call decides. Natural batches are ten times smaller; it bounds the time that Redis is busy, and
 /// keeps the script's longest argument list below what Lua can unpack (see `lua/checkout.lua`).
 pub const MAX_BATCH: usize = 512;
