@@ -18,6 +18,7 @@ mod health;
 mod http_raw;
 mod ledger_file;
 mod lifecycle;
+mod operate;
 mod package;
 mod placement;
 mod sale;
