@@ -6,7 +6,7 @@ mod signals;
 use crossbeam_channel::{Receiver, Sender};
 use flashsale::admin::Admin;
 use flashsale::catalog::Catalog;
-use flashsale::code::Codes;
+use flashsale::code::{Codes, HoldNumbers};
 use flashsale::config::{ADMIN_CONNECTIONS, Backends, Config, DSN_FORM, PurchaseAck};
 use flashsale::core::{Bell, Cores, Ticker};
 use flashsale::http::server::{self, Listener, Server};
@@ -125,6 +125,10 @@ fn start_writer<A: Append + 'static>(
     Ok((writer.start().map_err(|e| format!("starting the ledger's writer: {e}"))?, from_writer))
 }
 
+fn numbers(instance: u64) -> Result<HoldNumbers, String> {
+    HoldNumbers::new(instance).map_err(|e| format!("starting: the system gives no random bytes: {e}"))
+}
+
 fn gate() -> Gate {
     Arc::new(arc_swap::ArcSwap::from_pointee(View::closed()))
 }
@@ -151,7 +155,7 @@ fn start_embedded(
     let (writer, _) = start_writer(inbox, appender, mailboxes, give_back)?;
     let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, sales.clone(), gate.clone());
     let keeper = keeper.map_err(failed)?;
-    let parts = embedded::Parts { sales, gate: gate.clone(), instance, recorder: recorder.clone() };
+    let parts = embedded::Parts { sales, gate: gate.clone(), numbers: numbers(instance)?, recorder: recorder.clone() };
     let inventory = EmbeddedInventory::start(cores, parts).map_err(|e| format!("starting: {e}"))?;
     let (stop_keeper, stop) = crossbeam_channel::bounded(1);
     Ok(Running {
@@ -224,12 +228,11 @@ fn start_distributed(
     })?;
     let shared = Shared {
         gate: gate.clone(),
-        instance,
+        numbers: numbers(instance)?,
         recorder: recorder.clone(),
         ack_by_ledger,
         timeout: config.redis_timeout,
         suspicions,
-        counter: AtomicU64::new(0),
     };
     let inventory = RedisInventory::start(cores, &target, shared).map_err(|e| format!("starting: {e}"))?;
     let inventory: Arc<dyn Inventory> = Arc::new(inventory);

@@ -21,6 +21,7 @@ mod lifecycle;
 mod operate;
 mod package;
 mod placement;
+mod restored;
 mod sale;
 mod settings;
 mod support;
