@@ -83,7 +83,8 @@ pub trait Ledger: Send {
     /// Notes that `sale` is about to be opened in the inventory.
     fn mark_opened(&mut self, sale: SaleId) -> Result<(), LedgerError>;
 
-    /// Calls `each` for every hold of `sale`, in the order of their numbers. Keeps the openers' lock, where it is held.
+    /// Calls `each` for every hold of `sale`, in the order of their numbers; where a session was lost in between, for some
+    /// of them twice. Keeps the openers' lock, where it is held.
     fn holds(&mut self, sale: SaleId, each: &mut dyn FnMut(HoldRow)) -> Result<(), LedgerError>;
 }
 

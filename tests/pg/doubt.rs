@@ -34,8 +34,7 @@ fn a_lost_session_is_made_anew() {
             == 1
     });
     assert_eq!(cut(&database), 1);
-    let lost = append.append(&[&batch(1, Hold, [1, 2])]).unwrap_err().to_string();
-    assert!(!lost.contains('\n'), "{lost}");
+    // Quietly, though the first of the rows is there already.
     append.append(&[&batch(1, Hold, [1, 2])]).unwrap();
     append.append(&[&batch(1, Hold, [3])]).unwrap();
     assert_eq!(database.count("ledger_holds"), 3);

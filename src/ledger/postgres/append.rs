@@ -38,10 +38,11 @@ impl Append for PostgresAppend {
         }
         self.rows.encode(batches, &self.codes).map_err(LedgerError::Failed)?;
         let PostgresAppend { link, rows, doubt, .. } = self;
-        let (rows, staged) = (&*rows, *doubt);
+        let (rows, mut staged) = (&*rows, *doubt);
         let epochs: Vec<u64> = batches.iter().map(|batch| batch.epoch).collect();
         let done = link.run(async move |wire| {
-            if staged {
+            // Where a lost session has it done twice, the first time may have written the rows.
+            if std::mem::replace(&mut staged, true) {
                 return write::staged(wire, &epochs, rows).await.map(drop);
             }
             match write::plain(wire, &epochs, rows).await {

@@ -72,7 +72,7 @@ impl PostgresLedger {
     }
 
     /// Does `work` in the work session, with the schema there.
-    pub(super) fn run<T>(&mut self, work: impl AsyncFnOnce(&mut Wire) -> Result<T, Failure>) -> Result<T, LedgerError> {
+    pub(super) fn run<T>(&mut self, work: impl AsyncFnMut(&mut Wire) -> Result<T, Failure>) -> Result<T, LedgerError> {
         self.ready()?;
         Ok(self.work.run(work)?)
     }

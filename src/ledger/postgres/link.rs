@@ -1,7 +1,8 @@
 //! A session that is made anew after an error.
 //!
-//! Owns reconnecting, the end of the process that a lost session left behind, and the one warning per outage.
-//! Refuses to know what is asked of the session.
+//! Owns reconnecting, the end of the process that a lost session left behind, the one quiet attempt on a new session
+//! where an old one turns out to be over, and the one warning per outage. Invariant: what is asked of the session twice
+//! does no harm. Leaves what is asked to its caller.
 
 use super::connect::ConnectSettings;
 use super::session::{Backend, Failure, Session, Wire};
@@ -26,8 +27,10 @@ impl Link {
         Link { settings, role, limit, session: None, left: None, answers: None }
     }
 
-    /// Does `work` in the session, opening one first if there is none. Any error but `Stale` costs the session.
-    pub fn run<T>(&mut self, work: impl AsyncFnOnce(&mut Wire) -> Result<T, Failure>) -> Result<T, Failure> {
+    /// Does `work` in the session, opening one first if there is none. Any error but `Stale` costs the session. A session
+    /// that was good before and is over now is replaced by a new one, on which `work` is done once more, before anything is
+    /// said: the first time may have had its effect.
+    pub fn run<T>(&mut self, work: impl AsyncFnMut(&mut Wire) -> Result<T, Failure>) -> Result<T, Failure> {
         self.run_within(self.limit, work)
     }
 
@@ -35,7 +38,25 @@ impl Link {
     pub fn run_within<T>(
         &mut self,
         limit: Duration,
-        work: impl AsyncFnOnce(&mut Wire) -> Result<T, Failure>,
+        mut work: impl AsyncFnMut(&mut Wire) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let was_good = self.session.is_some();
+        let mut done = self.attempt(limit, &mut work);
+        if let Err(failure) = &done
+            && was_good
+            && failure.is_lost_session()
+        {
+            tracing::debug!("the {}'s session with Postgres was over and is replaced: {failure:?}", self.role);
+            done = self.attempt(limit, &mut work);
+        }
+        self.tell(&done);
+        done
+    }
+
+    fn attempt<T>(
+        &mut self,
+        limit: Duration,
+        work: &mut impl AsyncFnMut(&mut Wire) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let done = match self.session() {
             Ok(session) => session.run_within(limit, work),
@@ -44,7 +65,6 @@ impl Link {
         if let Err(Failure::Broken { .. }) = &done {
             self.left = self.session.take().map(|session| session.backend()).or(self.left);
         }
-        self.tell(&done);
         done
     }
 
@@ -65,10 +85,11 @@ impl Link {
         match done {
             Err(Failure::Broken { text, .. }) if self.answers == Some(true) => {
                 self.answers = Some(false);
-                tracing::warn!(role = self.role, why = %text, "postgres does not answer as it should");
+                let (role, place) = (self.role, self.settings.describe());
+                tracing::warn!("the {role} cannot use Postgres and goes on trying ({place}): {text}");
             }
             Ok(_) | Err(Failure::Stale(_)) if self.answers.replace(true) == Some(false) => {
-                tracing::info!(role = self.role, "postgres answers again");
+                tracing::info!("the {} can use Postgres again ({})", self.role, self.settings.describe());
             }
             _ => {}
         }

@@ -31,7 +31,7 @@ pub(super) enum Failure {
         text: String,
         /// Its SQLSTATE, if Postgres said something.
         state: Option<SqlState>,
-        /// Whether the session itself is over, as opposed to one refused statement.
+        /// Whether the socket or Postgres said that the session is over, as opposed to one refused statement or to silence.
         lost: bool,
     },
 }
@@ -40,6 +40,12 @@ impl Failure {
     /// A failure of our own finding, with the session still alive.
     pub fn refused(text: impl Into<String>) -> Failure {
         Failure::Broken { text: text.into(), state: None, lost: false }
+    }
+
+    /// Whether the session is over while Postgres may be well: idle sessions are ended by `idle_session_timeout` or by an
+    /// administrator, or forgotten by a router on the way.
+    pub fn is_lost_session(&self) -> bool {
+        matches!(self, Failure::Broken { lost: true, .. })
     }
 
     fn lost(text: impl Into<String>) -> Failure {
@@ -72,6 +78,10 @@ impl From<Failure> for LedgerError {
     fn from(failure: Failure) -> LedgerError {
         match failure {
             Failure::Stale(current) => LedgerError::Stale { current },
+            Failure::Broken { text, state: Some(_), .. } => LedgerError::Failed(format!("Postgres says: {text}")),
+            Failure::Broken { text, lost: true, .. } => {
+                LedgerError::Failed(format!("the connection to Postgres failed: {text}"))
+            }
             Failure::Broken { text, .. } => LedgerError::Failed(text),
         }
     }
@@ -159,7 +169,9 @@ impl Session {
             let work = drive(driver, work(wire));
             match timeout(limit.saturating_add(GRACE), work).await {
                 Ok(done) => done,
-                Err(_) => Err(Failure::lost(format!("no answer within {:?}", limit.saturating_add(GRACE)))),
+                Err(_) => {
+                    Err(Failure::refused(format!("Postgres gives no answer within {:?}", limit.saturating_add(GRACE))))
+                }
             }
         })
     }

@@ -10,6 +10,7 @@ mod postgres_away;
 mod redis_setup;
 mod refused;
 mod scarce;
+mod sessions;
 mod upkeep;
 
 use crate::support::app::{App, Builder};
