@@ -26,6 +26,9 @@ pub const MAX_NAME_CHARS: usize = 200;
 /// The longest image URL, in bytes.
 pub const MAX_IMAGE_BYTES: usize = 2048;
 
+/// What some editors put before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// The names and pictures of items.
 #[derive(Debug)]
 pub struct Catalog {
@@ -155,6 +158,13 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
         file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(|error| format!("cannot be read: {error}"))?;
     if size as u64 > MAX_FILE_BYTES {
         return Err(format!("is larger than {} MiB", MAX_FILE_BYTES >> 20));
+    }
+    // What a line of this file begins with as UTF-16, with a byte order mark or without.
+    if [&b"\xff\xfe"[..], b"\xfe\xff", b"{\0", b"\0{"].iter().any(|start| text.starts_with(start)) {
+        return Err("is UTF-16: it has to be UTF-8".into());
+    }
+    if text.starts_with(BYTE_ORDER_MARK) {
+        text.drain(..BYTE_ORDER_MARK.len());
     }
     Ok(text)
 }

@@ -84,6 +84,11 @@ struct Args {
     #[arg(long, env = "MAX_CONNECTIONS", value_name = "MAX_CONNECTIONS", default_value_t = 10_000,
         value_parser = whole(NUMBER, 1..=MAX_CONNECTIONS))]
     max_connections: u64,
+    /// How long an instance that is to end serves on, with its health at 503, until load balancers have noticed: whole
+    /// seconds, 0 to 3600
+    #[arg(long, env = "DRAIN_SECONDS", value_name = "DRAIN_SECONDS", default_value_t = 5,
+        value_parser = whole(SECONDS, 0..=MAX_DRAIN_SECONDS))]
+    drain_seconds: u64,
     /// The items there are (others are refused): a file with a JSON object {"id","name","image"} a line
     #[arg(long, env = "CATALOG_FILE", value_name = "CATALOG_FILE",
         value_parser = AnyPath { expected: "a file with a JSON object {\"id\",\"name\",\"image\"} a line" })]
@@ -107,13 +112,15 @@ pub const DSN_FORM: &str =
 const MAX_ITEMS: u64 = 1_000_000_000_000;
 /// A year: a sale's keys live a week longer.
 const MAX_SECONDS: u64 = 366 * 24 * 3600;
+/// An hour: no load balancer looks less often, and a stop that takes longer is taken for one that hangs.
+const MAX_DRAIN_SECONDS: u64 = 3600;
 /// The event loops' table holds 128 without allocating; nobody has asked for more.
 const MAX_WORKERS: u64 = 128;
 /// Each connection's stack takes two memory mappings, of which Linux allows 65,530 by default: the 32,740th spawn
 /// panics. What is left is for the threads.
 const MAX_CONNECTIONS: u64 = 32_000;
 
-const _: () = assert!(MAX_CONNECTIONS * 2 < 65_530 - 1_000);
+const _: () = assert!((MAX_CONNECTIONS + 84) * 2 < 65_530 - 1_000);
 const _: () = assert!(MAX_ITEMS < 1 << 52);
 
 /// Who must have a purchase before it is answered.
@@ -182,6 +189,8 @@ pub struct Config {
     pub purchase_ack: PurchaseAck,
     /// Connections served at once.
     pub max_connections: usize,
+    /// How long an instance that is to end serves on.
+    pub drain: Duration,
     /// The operator's items.
     pub catalog_file: Option<PathBuf>,
     /// What is logged, as a filter that has been checked.
@@ -228,6 +237,7 @@ impl Config {
             redis_timeout: Duration::from_millis(args.redis_timeout_ms),
             purchase_ack: args.purchase_ack,
             max_connections,
+            drain: Duration::from_secs(args.drain_seconds),
             catalog_file: args.catalog_file,
             log: args.log,
             misspelt: misspelt_variables(),
@@ -272,7 +282,8 @@ fn log_filter(filter: &str) -> Option<String> {
 
 /// Connections of tools that look at health and metrics at once.
 pub const ADMIN_CONNECTIONS: usize = 64;
-/// Descriptors of this process that are neither connections nor a worker's: files, listeners, the ledger's sessions.
+/// Descriptors of this process that are neither connections nor a worker's: files, listeners, the ledger's sessions, and the
+/// connections that the two servers have above their bounds for moments (84 at most).
 const OTHER_DESCRIPTORS: usize = 128;
 /// Descriptors of a worker: its event loop's two, bells, a timer, its connection to Redis; and as numbers of its residue
 /// are looked for, some that stay free between them.

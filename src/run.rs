@@ -2,14 +2,16 @@
 
 mod reach;
 mod signals;
+mod stop;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, select};
 use flashsale::admin::Admin;
 use flashsale::catalog::Catalog;
-use flashsale::code::{Codes, HoldNumbers};
+use flashsale::code::Codes;
 use flashsale::config::{ADMIN_CONNECTIONS, Backends, Config, DSN_FORM, PurchaseAck};
-use flashsale::core::{Bell, Cores, Ticker};
-use flashsale::http::server::{self, Listener, Server};
+use flashsale::core::{Bell, Cores, Ticker, Vitals};
+use flashsale::http::listen::{self, Listener};
+use flashsale::http::server::Server;
 use flashsale::inventory::embedded::{self, EmbeddedInventory};
 use flashsale::inventory::redis::{RedisInventory, Shared};
 use flashsale::inventory::{Gate, Inventory, View};
@@ -18,7 +20,7 @@ use flashsale::ledger::postgres::{ConnectSettings, PostgresAppend, PostgresLedge
 use flashsale::ledger::sqlite::SqliteLedger;
 use flashsale::ledger::writer::{OnFailure, Writer};
 use flashsale::ledger::{Append, Ledger};
-use flashsale::record::{self, CHANNEL_MESSAGES, Counters, Inbox, Mailbox, Message, Recorder};
+use flashsale::record::{self, CHANNEL_MESSAGES, Inbox, Mailbox, Recorder};
 use flashsale::redis::target::Target;
 use flashsale::service::Shop;
 use reach::{REACH, ask};
@@ -27,9 +29,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use stop::{Cause, Stop};
 
 /// The cores' tick: the grain of all time limits.
 const TICK: Duration = Duration::from_millis(50);
@@ -37,10 +40,6 @@ const TICK: Duration = Duration::from_millis(50);
 const LEDGER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the cores' connections may take before the first request is accepted. Without them it is answered 503.
 const READY: Duration = Duration::from_secs(1);
-/// How long open connections get for the answers that they wait for, once the process is to end.
-const DRAIN: Duration = Duration::from_secs(3);
-/// How long the process takes to end, at most.
-const END: Duration = Duration::from_millis(9_500);
 /// Suspicions that wait for the keeper: one is enough.
 const SUSPICIONS: usize = 16;
 
@@ -57,7 +56,7 @@ struct Running {
     what: String,
 }
 
-/// Runs until SIGTERM or SIGINT. `Err` is why it could not start, in a line.
+/// Runs until a signal, or until a part panics that it cannot do without. `Err` is why it could not start, in a line.
 pub fn run(config: Config) -> Result<ExitCode, String> {
     let signals = Signals::listen()?;
     // Logging never blocks a core: a thread of its own writes, and what it cannot keep up with is dropped.
@@ -77,14 +76,15 @@ pub fn run(config: Config) -> Result<ExitCode, String> {
     let cannot = |names: &str, address: SocketAddr, e| format!("{names}: cannot listen on {address}: {e}");
     let no_port = |e: std::io::Error| cannot("SERVER_PORT, BIND_ADDR", config.address, e);
     let no_admin_port = |e: std::io::Error| cannot("ADMIN_ADDR", config.admin_address, e);
-    let port = server::bind(config.address).map_err(no_port)?;
-    let admin_port = server::bind(config.admin_address).map_err(no_admin_port)?;
-    let cores = Cores::start(config.workers).map_err(|e| format!("WORKERS: {e}"))?;
+    let port = listen::bind(config.address).map_err(no_port)?;
+    let admin_port = listen::bind(config.admin_address).map_err(no_admin_port)?;
+    let (vitals, panics) = Vitals::new();
+    let cores = Cores::start(config.workers, vitals.clone()).map_err(|e| format!("WORKERS: {e}"))?;
     let mailboxes = mailboxes(cores).map_err(|e| format!("starting: {e}"))?;
     let running = match config.backends {
-        Backends::Embedded { ref data_dir } => start_embedded(&config, data_dir, cores, &mailboxes)?,
+        Backends::Embedded { ref data_dir } => start_embedded(&config, data_dir, (cores, &vitals), &mailboxes)?,
         Backends::Distributed { ref redis, ref postgres_dsn } => {
-            start_distributed(&config, redis.clone(), postgres_dsn, cores, &mailboxes)?
+            start_distributed(&config, redis.clone(), postgres_dsn, (cores, &vitals), &mailboxes)?
         }
     };
     let until = Instant::now() + READY;
@@ -104,9 +104,12 @@ pub fn run(config: Config) -> Result<ExitCode, String> {
     let admin = start_admin(cores, admin_listener, &running, &server).map_err(no_admin_port)?;
     start_ticks(cores, &server, &admin, &running.inventory).map_err(|e| format!("starting: {e}"))?;
     announce(&config, &running, server.address(), admin.address());
-    let signal = signals.wait();
-    tracing::info!("{signal}: stopping");
-    Ok(stop(cores, running, &shop, &server))
+    let cause = select! {
+        recv(signals.first()) -> name => Cause::Signal(name.unwrap_or("no signal can be heard")),
+        recv(panics) -> what => what.map_or(Cause::Signal("no panic can be heard"), Cause::Panicked),
+    };
+    let stop = Stop { cores, running, shop: &shop, server: &server, drain: config.drain, panics };
+    Ok(stop.run(cause))
 }
 
 fn mailboxes(cores: Cores) -> std::io::Result<Arc<Vec<Mailbox>>> {
@@ -114,6 +117,7 @@ fn mailboxes(cores: Cores) -> std::io::Result<Arc<Vec<Mailbox>>> {
 }
 
 fn start_writer<A: Append + 'static>(
+    vitals: &Vitals,
     inbox: Inbox,
     ledger: A,
     mailboxes: &Arc<Vec<Mailbox>>,
@@ -122,25 +126,22 @@ fn start_writer<A: Append + 'static>(
     // What is in it came out of the bounded channel to the writer, which waits for the same servers as the keeper.
     let (stale, from_writer) = crossbeam_channel::unbounded();
     let writer = Writer { inbox, ledger, mailboxes: mailboxes.clone(), on_failure, stale };
-    Ok((writer.start().map_err(|e| format!("starting the ledger's writer: {e}"))?, from_writer))
-}
-
-fn numbers(instance: u64) -> Result<HoldNumbers, String> {
-    HoldNumbers::new(instance).map_err(|e| format!("starting: the system gives no random bytes: {e}"))
+    let thread = vitals.thread("ledger-writer", "the ledger's writer", move || writer.run());
+    Ok((thread.map_err(|e| format!("starting the ledger's writer: {e}"))?, from_writer))
 }
 
 fn gate() -> Gate {
     Arc::new(arc_swap::ArcSwap::from_pointee(View::closed()))
 }
 
-fn spawn_keeper(work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, String> {
-    std::thread::Builder::new().name("keeper".into()).spawn(work).map_err(|e| format!("starting the keeper: {e}"))
+fn spawn_keeper(vitals: &Vitals, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, String> {
+    vitals.thread("keeper", "the keeper", work).map_err(|e| format!("starting the keeper: {e}"))
 }
 
 fn start_embedded(
     config: &Config,
     data_dir: &Path,
-    cores: Cores,
+    (cores, vitals): (Cores, &Vitals),
     mailboxes: &Arc<Vec<Mailbox>>,
 ) -> Result<Running, String> {
     let mut ledger = SqliteLedger::open(data_dir).map_err(|e| e.to_string())?;
@@ -152,10 +153,10 @@ fn start_embedded(
     let recorder = Arc::new(recorder);
     let (sales, gate) = (embedded::Sales::default(), gate());
     let give_back = OnFailure::GiveBack(Arc::new(sales.clone()));
-    let (writer, _) = start_writer(inbox, appender, mailboxes, give_back)?;
+    let (writer, _) = start_writer(vitals, inbox, appender, mailboxes, give_back)?;
     let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, sales.clone(), gate.clone());
     let keeper = keeper.map_err(failed)?;
-    let parts = embedded::Parts { sales, gate: gate.clone(), numbers: numbers(instance)?, recorder: recorder.clone() };
+    let parts = embedded::Parts { sales, gate: gate.clone(), instance, recorder: recorder.clone() };
     let inventory = EmbeddedInventory::start(cores, parts).map_err(|e| format!("starting: {e}"))?;
     let (stop_keeper, stop) = crossbeam_channel::bounded(1);
     Ok(Running {
@@ -165,7 +166,7 @@ fn start_embedded(
         patience: LEDGER_PATIENCE,
         recorder,
         writer,
-        keeper: spawn_keeper(move || keeper.run(&stop))?,
+        keeper: spawn_keeper(vitals, move || keeper.run(&stop))?,
         stop_keeper,
         what: format!("embedded, with its ledger in {}", data_dir.display()),
     })
@@ -205,7 +206,7 @@ fn start_distributed(
     config: &Config,
     target: Arc<Target>,
     postgres_dsn: &str,
-    cores: Cores,
+    (cores, vitals): (Cores, &Vitals),
     mailboxes: &Arc<Vec<Mailbox>>,
 ) -> Result<Running, String> {
     let settings = parse_dsn(postgres_dsn).map_err(|e| format!("POSTGRES_DSN: {e}; expected {DSN_FORM}"))?;
@@ -214,7 +215,7 @@ fn start_distributed(
     let (recorder, inbox) = record::channel(CHANNEL_MESSAGES);
     let recorder = Arc::new(recorder);
     let appender = PostgresAppend::new(settings, codes.clone());
-    let (writer, stale) = start_writer(inbox, appender, mailboxes, OnFailure::Retry)?;
+    let (writer, stale) = start_writer(vitals, inbox, appender, mailboxes, OnFailure::Retry)?;
     let (gate, ack_by_ledger) = (gate(), config.purchase_ack == PurchaseAck::Ledger);
     let (suspicions, heard) = crossbeam_channel::bounded(SUSPICIONS);
     let keeper = keeper::distributed::Keeper::start(keeper::distributed::Parts {
@@ -228,11 +229,12 @@ fn start_distributed(
     })?;
     let shared = Shared {
         gate: gate.clone(),
-        numbers: numbers(instance)?,
+        instance,
         recorder: recorder.clone(),
         ack_by_ledger,
         timeout: config.redis_timeout,
         suspicions,
+        counter: AtomicU64::new(0),
     };
     let inventory = RedisInventory::start(cores, &target, shared).map_err(|e| format!("starting: {e}"))?;
     let inventory: Arc<dyn Inventory> = Arc::new(inventory);
@@ -245,7 +247,7 @@ fn start_distributed(
         patience: if ack_by_ledger { config.redis_timeout + LEDGER_PATIENCE } else { config.redis_timeout },
         recorder,
         writer,
-        keeper: spawn_keeper(move || keeper.run(kept, cores.count(), &stop))?,
+        keeper: spawn_keeper(vitals, move || keeper.run(kept, cores.count(), &stop))?,
         stop_keeper,
         what: format!("Redis at {}, ledger in {where_ledger}", target.name),
     })
@@ -257,13 +259,14 @@ fn start_admin(
     running: &Running,
     server: &Arc<Server<Shop>>,
 ) -> std::io::Result<Arc<Server<Admin>>> {
-    let (public, answering) = (server.clone(), server.clone());
+    let (public, answering, draining) = (server.clone(), server.clone(), server.clone());
     let admin = Admin {
         gate: running.gate.clone(),
         inventory: running.inventory.clone(),
         recorder: running.recorder.clone(),
         connections: Box::new(move || public.connections()),
         answers: Box::new(move || answering.answers()),
+        is_draining: Box::new(move || draining.is_draining()),
     };
     Server::start(cores, listener, Arc::new(admin), ADMIN_CONNECTIONS).map(Arc::new)
 }
@@ -277,7 +280,7 @@ fn start_ticks(
     for core in cores.all() {
         let ticker = Ticker::new(cores, core, TICK)?;
         let (server, admin, inventory) = (server.clone(), admin.clone(), inventory.clone());
-        cores.spawn(core, move || {
+        cores.spawn_vital(core, "a core's tick", move || {
             loop {
                 ticker.wait();
                 server.tick(core);
@@ -293,7 +296,7 @@ fn start_ticks(
 fn start_mail(cores: Cores, mailboxes: Arc<Vec<Mailbox>>, inventory: &Arc<dyn Inventory>) -> std::io::Result<()> {
     for core in cores.all() {
         let (mailboxes, inventory) = (mailboxes.clone(), inventory.clone());
-        cores.spawn(core, move || {
+        cores.spawn_vital(core, "a core's mail", move || {
             let Some(mailbox) = mailboxes.get(core) else { return };
             loop {
                 mailbox.bell().wait();
@@ -319,42 +322,4 @@ fn announce(config: &Config, running: &Running, address: SocketAddr, admin: Sock
         running.what,
         SocketAddr::new(here, address.port()),
     );
-}
-
-/// Stops in order: no new connections, answers in flight, the keeper, the ledger.
-fn stop(cores: Cores, running: Running, shop: &Shop, server: &Server<Shop>) -> ExitCode {
-    let begun = Instant::now();
-    server.drain();
-    while server.connections() > 0 && begun.elapsed() < DRAIN {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    // Whoever is still connected gets no new decision; those under way are still handed over.
-    shop.close();
-    let undecided = || cores.all().map(|core| running.inventory.undecided(core)).sum::<usize>();
-    while undecided() > 0 && begun.elapsed() < DRAIN * 2 {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let _ = running.stop_keeper.send(());
-    let left = || END.saturating_sub(begun.elapsed());
-    let _ = running.recorder.sender().send_timeout(Message::Finish, left());
-    let ended = || running.writer.is_finished() && running.keeper.is_finished();
-    while !ended() && !left().is_zero() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    report(running.recorder.counters(), begun)
-}
-
-fn report(counters: &Counters, begun: Instant) -> ExitCode {
-    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let written = count(&counters.written);
-    let missing = counters.backlog() + counters.left();
-    let took = begun.elapsed();
-    if missing == 0 {
-        tracing::info!("stopped after {took:.1?}; all {written} records are in the ledger");
-        return ExitCode::SUCCESS;
-    }
-    tracing::error!(
-        "stopped after {took:.1?}; {missing} records are not in the ledger: reconciliation has to write them"
-    );
-    ExitCode::FAILURE
 }

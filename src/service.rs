@@ -7,10 +7,10 @@ use crate::catalog::Catalog;
 use crate::code::{CODE_CHARS, Codes};
 use crate::core::Waiter;
 use crate::domain::{Id, Outcome, Request};
-use crate::http::connection::Service;
-use crate::http::query::{self, ParamError};
-use crate::http::request::{Head, Method};
+use crate::http::query::{self, ParamError, Problem};
+use crate::http::request::{Body, Head, Method};
 use crate::http::response::{Extra, Responder};
+use crate::http::service::Service;
 use crate::inventory::Inventory;
 use may::io::WaitIoWaker;
 use std::sync::Arc;
@@ -34,6 +34,7 @@ pub struct Shop {
     codes: Codes,
     catalog: Catalog,
     patience: Duration,
+    draining: AtomicBool,
     closing: AtomicBool,
 }
 
@@ -48,6 +49,12 @@ pub enum Answer {
     Decided(Outcome),
     /// A parameter is missing or malformed.
     Invalid(ParamError),
+    /// A parameter is missing, and there is a body.
+    InBody(ParamError),
+    /// To a load balancer that asks whether this is a server.
+    Options,
+    /// To the same one, once this server is about to end.
+    Draining,
     /// The catalogue does not have the item.
     UnknownItem,
     /// An item's picture.
@@ -61,7 +68,12 @@ pub enum Answer {
 impl Shop {
     /// A shop whose requests `inventory` decides, each within `patience`.
     pub fn new(inventory: Arc<dyn Inventory>, codes: Codes, catalog: Catalog, patience: Duration) -> Shop {
-        Shop { inventory, codes, catalog, patience, closing: AtomicBool::new(false) }
+        Shop { inventory, codes, catalog, patience, draining: AtomicBool::new(false), closing: AtomicBool::new(false) }
+    }
+
+    /// From now on load balancers are told to go elsewhere. All else is decided as before.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
     }
 
     /// From now on nothing new is decided: the process is about to end.
@@ -77,20 +89,20 @@ impl Shop {
         self.inventory.submit(&session.waiter, ticket, request).map(Answer::Decided)
     }
 
-    fn checkout(&self, session: &mut Session, query: &str) -> Option<Answer> {
-        match query::find(query, ["user_id", "id"]) {
-            Err(error) => Some(Answer::Invalid(error)),
+    fn checkout(&self, session: &mut Session, head: &Head<'_>) -> Option<Answer> {
+        match query::find(head.query, ["user_id", "id"]) {
+            Err(error) => Some(invalid(error, head)),
             Ok([_, item]) if !self.catalog.knows(&item) => Some(Answer::UnknownItem),
             Ok([user, item]) => self.ask(session, &Request::Checkout { user, item }),
         }
     }
 
-    fn purchase(&self, session: &mut Session, query: &str) -> Option<Answer> {
-        let code = match query::find(query, ["code"]) {
+    fn purchase(&self, session: &mut Session, head: &Head<'_>) -> Option<Answer> {
+        let code = match query::find(head.query, ["code"]) {
             Ok([code]) => code,
             // Whatever cannot even be an id cannot be a code of ours; only a missing or repeated one is not an answer.
             Err(error) if error.is_malformed_value() => return Some(Answer::Decided(Outcome::InvalidCode)),
-            Err(error) => return Some(Answer::Invalid(error)),
+            Err(error) => return Some(invalid(error, head)),
         };
         const { assert!(CODE_CHARS <= crate::domain::MAX_ID_BYTES) };
         match self.codes.open(code.as_bytes()) {
@@ -110,9 +122,11 @@ impl Service for Shop {
 
     fn begin(&self, session: &mut Session, head: &Head<'_>) -> Option<Answer> {
         match (head.path, head.method) {
-            ("/checkout", Method::Post) => self.checkout(session, head.query),
-            ("/purchase", Method::Post) => self.purchase(session, head.query),
+            ("/checkout", Method::Post) => self.checkout(session, head),
+            ("/purchase", Method::Post) => self.purchase(session, head),
             ("/checkout" | "/purchase", _) => Some(Answer::WrongMethod("Allow: POST\r\n")),
+            ("*" | "/", Method::Other("OPTIONS")) if self.draining.load(Ordering::Relaxed) => Some(Answer::Draining),
+            ("*" | "/", Method::Other("OPTIONS")) => Some(Answer::Options),
             (path, method) => Some(picture(path, method)),
         }
     }
@@ -138,12 +152,14 @@ impl Service for Shop {
     fn render(&self, answer: &Answer, to: &mut Responder<'_>) {
         match answer {
             Answer::Decided(outcome) => self.render_outcome(outcome, to),
-            Answer::Invalid(error) => to.json(400, Extra::None, |body| {
-                body.extend_from_slice(b"{\"error\":\"invalid_request\",\"message\":\"");
-                // Made of fixed names and texts, nothing of which JSON escapes.
-                body.extend_from_slice(error.to_string().as_bytes());
-                body.extend_from_slice(b"\"}");
-            }),
+            // Made of fixed names and texts, nothing of which JSON escapes.
+            Answer::Invalid(error) => to.refuse(400, Extra::None, "invalid_request", &error.to_string()),
+            Answer::InBody(error) => {
+                let message = format!("{error}: parameters belong in the query, the body is not read");
+                to.refuse(400, Extra::None, "invalid_request", &message);
+            }
+            Answer::Options => to.no_content(Extra::Lines("Allow: GET, HEAD, POST, OPTIONS\r\n")),
+            Answer::Draining => to.refuse(503, Extra::None, "unavailable", "this instance is about to end"),
             Answer::UnknownItem => to.refuse(400, Extra::None, "unknown_item", "the catalogue has no such item"),
             Answer::Picture(id) => {
                 let svg = crate::catalog::svg(id, &self.catalog.name(id));
@@ -155,6 +171,11 @@ impl Service for Shop {
             }
         }
     }
+}
+
+fn invalid(error: ParamError, head: &Head<'_>) -> Answer {
+    let has_body = !matches!(head.body, Body::None | Body::Length(0));
+    if has_body && error.problem == Problem::Missing { Answer::InBody(error) } else { Answer::Invalid(error) }
 }
 
 fn picture(path: &str, method: Method<'_>) -> Answer {

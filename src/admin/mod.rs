@@ -5,9 +5,10 @@
 pub mod client;
 
 use crate::http::answers::STATUSES;
-use crate::http::connection::Service;
 use crate::http::request::{Head, Method};
 use crate::http::response::{Extra, Responder};
+use crate::http::server::Connections;
+use crate::http::service::Service;
 use crate::inventory::{Gate, Inventory};
 use crate::record::Recorder;
 use may::io::WaitIoWaker;
@@ -30,8 +31,10 @@ pub struct Admin {
     pub inventory: Arc<dyn Inventory>,
     /// The way to the ledger.
     pub recorder: Arc<Recorder>,
-    /// How many public connections are open.
-    pub connections: Box<dyn Fn() -> usize + Send + Sync>,
+    /// What has become of the public connections.
+    pub connections: Box<dyn Fn() -> Connections + Send + Sync>,
+    /// Whether the public server is on its way to the end.
+    pub is_draining: Box<dyn Fn() -> bool + Send + Sync>,
     /// How many public answers of each of [`STATUSES`] were sent.
     pub answers: Box<dyn Fn() -> [u64; STATUSES.len()] + Send + Sync>,
 }
@@ -49,7 +52,8 @@ pub enum Answer {
 }
 
 impl Admin {
-    fn is_healthy(&self) -> bool {
+    /// Whether checkouts can be decided here.
+    fn is_selling(&self) -> bool {
         let view = self.gate.load();
         view.selling && view.reachable && self.inventory.is_ready()
     }
@@ -57,12 +61,27 @@ impl Admin {
     fn metrics(&self) -> String {
         let counters = self.recorder.counters();
         let view = self.gate.load();
+        let connections = (self.connections)();
         let mut text = String::new();
         for (name, kind, help, value) in [
-            ("selling", "gauge", "Whether checkouts can be decided.", u64::from(self.is_healthy())),
+            ("selling", "gauge", "Whether checkouts can be decided.", u64::from(self.is_selling())),
             ("epoch", "gauge", "The epoch that this instance sells under.", view.epoch),
             ("sales_open", "gauge", "Sales that are open, those ahead included.", view.sales.len() as u64),
-            ("connections", "gauge", "Open public connections.", (self.connections)() as u64),
+            ("draining", "gauge", "Whether this instance is about to end.", u64::from((self.is_draining)())),
+            ("connections", "gauge", "Open public connections.", connections.open as u64),
+            (
+                "connections_gave_way_total",
+                "counter",
+                "Idle connections that were closed for new ones, since MAX_CONNECTIONS were open.",
+                connections.gave_way,
+            ),
+            (
+                "connections_refused_total",
+                "counter",
+                "Connections that were refused, since MAX_CONNECTIONS were open and none was idle.",
+                connections.refused,
+            ),
+            ("connection_panics_total", "counter", "Connections that ended by a panic.", connections.panicked),
             (
                 "ledger_refusing",
                 "gauge",
@@ -131,7 +150,10 @@ impl Service for Admin {
 
     fn render(&self, answer: &Answer, to: &mut Responder<'_>) {
         match answer {
-            Answer::Health if self.is_healthy() => {
+            Answer::Health if (self.is_draining)() => {
+                to.refuse(503, Extra::None, "draining", "this instance is about to end");
+            }
+            Answer::Health if self.is_selling() => {
                 to.json(200, Extra::None, |body| body.extend_from_slice(b"{\"status\":\"selling\"}"));
             }
             Answer::Health => to.refuse(503, Extra::None, "unavailable", "nothing can be sold at the moment"),

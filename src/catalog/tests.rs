@@ -155,7 +155,7 @@ fn files_that_stop_the_start() {
     check("\n \r\n", ": there are no items");
     check(&format!("{good}\n\n{good}"), ", line 3: id \"a\" is given twice");
     check(&format!("{good}\n[\"b\",\"B\",\"/b\"]"), ", line 2: is not a JSON object");
-    check("\u{feff}{}", ", line 1: is not a JSON object");
+    check("\u{feff}{}", ", line 1: missing field `id` (column 2)");
     check("{\"id\":\"a\",\"name\":\"A\"}", ", line 1: missing field `image` (column 21)");
     check(
         "{\"id\":\"a\",\"name\":\"A\",\"image\":\"/\",\"price\":1}",
@@ -199,4 +199,32 @@ fn a_file_that_is_too_large() {
     file.as_file().set_len(MAX_FILE_BYTES + 1).unwrap();
     let said = Catalog::from_file(file.path()).unwrap_err().to_string();
     assert!(said.ends_with(": is larger than 64 MiB"), "{said}");
+}
+
+/// A file of `bytes`, as a catalogue.
+fn from_bytes(bytes: &[u8]) -> Result<Catalog, String> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(bytes).unwrap();
+    Catalog::from_file(file.path()).map_err(|e| e.problem)
+}
+
+#[test]
+fn encodings_of_a_file() {
+    let text = "{\"id\":\"a\",\"name\":\"A\",\"image\":\"/a.png\"}\n";
+    let with_mark = from_bytes(format!("\u{feff}{text}").as_bytes()).unwrap();
+    assert_eq!(with_mark.name(&id("a")), "A", "a byte order mark of UTF-8 is skipped");
+    assert!(
+        from_bytes(format!("{text}\u{feff}{text}").as_bytes()).unwrap_err().contains("JSON object"),
+        "only at the start"
+    );
+    let units = |mark: &str| -> Vec<u16> { format!("{mark}{text}").encode_utf16().collect() };
+    for mark in ["", "\u{feff}"] {
+        let little: Vec<u8> = units(mark).into_iter().flat_map(u16::to_le_bytes).collect();
+        let big: Vec<u8> = units(mark).into_iter().flat_map(u16::to_be_bytes).collect();
+        for bytes in [little, big] {
+            let problem = from_bytes(&bytes).unwrap_err();
+            assert!(problem.contains("UTF-16") && problem.contains("UTF-8"), "{mark:?} {problem}");
+        }
+    }
+    assert!(from_bytes("\u{feff}".as_bytes()).unwrap_err().contains("no items"));
 }

@@ -3,18 +3,19 @@
 //! Owns the placing of coroutines and file descriptors on workers, the bells that reach a core from outside, its
 //! ticks, and the cells in which an answer waits for its connection. Invariant: what is placed on a core runs there
 //! for ever, since a ready descriptor runs on worker `fd % workers` and a wake-up runs on the waker's worker.
-//! Refuses to know HTTP, Redis and sales.
+//! Leaves HTTP, Redis and sales to others.
 
 mod bell;
 pub mod fd;
+mod vital;
 mod waiter;
 mod watched;
 
 pub use bell::{Bell, Ticker};
+pub use vital::{Vitals, panic_text};
 pub use waiter::{Ticket, Waiter};
 pub use watched::Watched;
 
-use std::any::Any;
 use std::cell::Cell;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
@@ -33,14 +34,20 @@ thread_local! {
 #[derive(Clone, Copy, Debug)]
 pub struct Cores {
     count: usize,
+    vitals: &'static Vitals,
 }
 
 impl Cores {
-    /// Starts `count` pinned workers. Once a process, before any other use of `may`.
-    pub fn start(count: usize) -> io::Result<Cores> {
+    /// Starts `count` pinned workers. Once a process, before any other use of `may`. What is spawned as vital on them is
+    /// watched by `vitals`.
+    ///
+    /// # Errors
+    /// There is no memory for their first coroutines.
+    pub fn start(count: usize, vitals: Vitals) -> io::Result<Cores> {
         keep_quiet_while_spawning();
         may::config().set_workers(count).set_stack_size(STACK_WORDS).set_worker_pin(true);
-        let cores = Cores { count };
+        // The workers never end either.
+        let cores = Cores { count, vitals: Box::leak(Box::new(vitals)) };
         let (ready, wait) = crossbeam_channel::bounded(count);
         for core in 0..count {
             let ready = ready.clone();
@@ -72,7 +79,18 @@ impl Cores {
         // `may` panics where it cannot map a stack. It has touched nothing by then.
         let spawned = panic::catch_unwind(AssertUnwindSafe(|| may::go!(builder, work).map(drop)));
         SPAWNING.set(false);
-        spawned.unwrap_or_else(|panic| Err(io::Error::other(reason(panic.as_ref()))))
+        spawned.unwrap_or_else(|panic| {
+            Err(io::Error::other(format!("cannot make a coroutine: {}", panic_text(panic.as_ref()))))
+        })
+    }
+
+    /// Runs `work` as [`Cores::spawn`] does. The process cannot do without it: a panic in it is told as the end of `part`.
+    ///
+    /// # Errors
+    /// There is no memory for its stack.
+    pub fn spawn_vital(&self, core: usize, part: &'static str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let vitals = self.vitals;
+        self.spawn(core, move || vitals.watch(part, work))
     }
 
     /// The core whose worker serves `fd` when it is ready.
@@ -89,11 +107,6 @@ fn keep_quiet_while_spawning() {
             print(panic);
         }
     }));
-}
-
-fn reason(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied());
-    format!("cannot make a coroutine: {}", text.unwrap_or("it panicked"))
 }
 
 /// The core that this code runs on; `None` on a plain thread.

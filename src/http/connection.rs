@@ -1,22 +1,23 @@
 //! One connection: a coroutine on the core that its descriptor belongs to.
 //!
 //! Owns the reading, the order of answers, the time limits of each phase and the closing. Invariant: one request at
-//! a time, answers in the order of requests; a request that is not whole has no effect. Refuses to know what a
-//! request means: that is the [`Service`]'s.
+//! a time, answers in the order of requests; a request that is not whole has no effect. Leaves it to the [`Service`] to
+//! know what a request means.
 
 use super::body::BodySkipper;
-use super::request::{self, Body, Head, MAX_HEAD_BYTES, Method, Parse, Reject};
+use super::request::{self, Body, MAX_HEAD_BYTES, Method, Parse, Reject};
 use super::response::Responder;
-use super::server::CoreServer;
-use crate::core::Watched;
-use may::io::WaitIoWaker;
+use super::service::Service;
+use super::side::{CoreServer, Shared};
+use rustix::buffer::spare_capacity;
 use rustix::net::{SendFlags, Shutdown};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What a connection reads into: a head, and room for the next one or a piece of a body behind it.
-const BUFFER_BYTES: usize = 2 * MAX_HEAD_BYTES;
+/// What a connection reads into: any usual head, and a few pipelined requests.
+const BUFFER_BYTES: usize = 4 << 10;
+/// What that grows to, doubling, on a connection that needs it: a head, and room for the next one or a piece of a body.
+const MAX_BUFFER_BYTES: usize = 2 * MAX_HEAD_BYTES;
 /// An answer's usual size, with room for a few pipelined ones.
 const OUTPUT_BYTES: usize = 1024;
 /// Answers of pipelined requests gather up to here, then they go out before the next request is looked at: a peer who
@@ -25,7 +26,7 @@ const OUTPUT_LIMIT: usize = 16 << 10;
 /// What of the output's memory is kept between answers.
 const OUTPUT_KEPT: usize = 2 * OUTPUT_LIMIT;
 /// Reads that fill the whole buffer, one after the other, before the connection lets its core go on with others. A peer
-/// who sends faster than we parse would never let go by himself.
+/// that sends faster than the server parses would never let go by itself.
 const READS_IN_A_ROW: usize = 16;
 
 /// How long a request may take to arrive, head and body, from its first byte.
@@ -41,67 +42,6 @@ const LINGER_BYTES: usize = 512 << 10;
 const READABLE: usize = 0x1;
 const ENDED: usize = 0x8 | 0x10 | 0x2000;
 
-/// What answers requests. It never blocks: what it cannot answer at once it announces with the session's waker.
-pub trait Service: Send + Sync + 'static {
-    /// What a connection keeps between requests.
-    type Session: Send;
-    /// What there is to say to a request.
-    type Answer;
-
-    /// A new connection on `core`, whose coroutine `waker` wakes.
-    fn session(&self, core: usize, waker: WaitIoWaker) -> Self::Session;
-    /// Takes a request whose body has arrived. `None`: the answer will come, and the waker with it.
-    fn begin(&self, session: &mut Self::Session, head: &Head<'_>) -> Option<Self::Answer>;
-    /// After a wake-up: the answer, if it is there.
-    fn poll(&self, session: &mut Self::Session) -> Option<Self::Answer>;
-    /// The time for an answer is over.
-    fn give_up(&self, session: &mut Self::Session) -> Self::Answer;
-    /// How long an answer may take.
-    fn patience(&self) -> Duration;
-    /// How long a connection may be silent between two requests.
-    fn idle(&self) -> Duration;
-    /// Writes an answer.
-    fn render(&self, answer: &Self::Answer, to: &mut Responder<'_>);
-}
-
-/// What the core's sweep sees of a connection.
-pub(super) struct Shared {
-    pub(super) io: Watched,
-    /// When the present phase is over, in the core's milliseconds; 0 once it is.
-    deadline_ms: AtomicU64,
-    /// Whether it waits for a request of which nothing has come yet.
-    idle: AtomicBool,
-    /// Whether it waits for the next tick, to let others run.
-    paused: AtomicBool,
-}
-
-impl Shared {
-    pub(super) fn new(io: Watched) -> Shared {
-        let (idle, paused) = (AtomicBool::new(false), AtomicBool::new(false));
-        Shared { io, deadline_ms: AtomicU64::new(u64::MAX), idle, paused }
-    }
-
-    /// On the core's tick: wakes a connection whose time is over or that let others run, and idle ones when `draining`.
-    pub(super) fn sweep(&self, now_ms: u64, draining: bool) {
-        let mut over = self.deadline_ms.load(Ordering::Relaxed) <= now_ms;
-        over |= draining && self.idle.load(Ordering::Relaxed);
-        if over {
-            self.deadline_ms.store(0, Ordering::Relaxed);
-        }
-        let paused = self.paused.load(Ordering::Relaxed);
-        if paused {
-            self.paused.store(false, Ordering::Relaxed);
-        }
-        if paused || over {
-            self.io.waker().wakeup();
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        self.deadline_ms.load(Ordering::Relaxed) == 0
-    }
-}
-
 /// What is kept of a request's head once the service has it.
 struct Begun {
     head_len: usize,
@@ -114,13 +54,12 @@ struct Begun {
 struct Ended;
 
 pub(super) struct Connection<S: Service> {
-    pub(super) server: Arc<CoreServer<S>>,
-    pub(super) shared: Arc<Shared>,
+    server: Arc<CoreServer<S>>,
+    shared: Arc<Shared>,
     session: S::Session,
     input: Vec<u8>,
-    /// Where the bytes begin that are not dealt with, and where they end.
+    /// Where in `input` the bytes begin that are not dealt with.
     start: usize,
-    end: usize,
     output: Vec<u8>,
     scratch: Vec<u8>,
     events: usize,
@@ -135,9 +74,8 @@ impl<S: Service> Connection<S> {
             server,
             shared,
             session,
-            input: vec![0; BUFFER_BYTES],
+            input: Vec::with_capacity(BUFFER_BYTES),
             start: 0,
-            end: 0,
             output: Vec::with_capacity(OUTPUT_BYTES),
             scratch: Vec::with_capacity(OUTPUT_BYTES),
             events: 0,
@@ -158,7 +96,9 @@ impl<S: Service> Connection<S> {
             None => self.await_answer()?,
         };
         self.start += begun.head_len;
-        let keep_alive = begun.keep_alive && !self.server.is_draining();
+        // At the end of the server, what has been sent behind this request is served before the connection is closed.
+        let last = self.server.is_draining() && self.start == self.input.len();
+        let keep_alive = begun.keep_alive && !last;
         let date = self.server.date();
         self.server.service().render(
             &answer,
@@ -195,14 +135,22 @@ impl<S: Service> Connection<S> {
         }
     }
 
+    /// Tells the peer that there is no room for it.
+    pub(super) fn refuse(mut self, answer: &[u8]) {
+        self.output.extend_from_slice(answer);
+        if self.send().is_ok() {
+            self.linger();
+        }
+    }
+
     /// Reads until a request is there with its body, throws the body away and gives the request to the service.
     fn read_request(&mut self) -> Result<(Begun, Option<S::Answer>), Ended> {
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
+        if self.start == self.input.len() {
+            self.empty();
         }
         let (mut limited, mut body_gone) = (false, false);
         loop {
-            let bytes = self.input.get(self.start..self.end).unwrap_or_default();
+            let bytes = self.input.get(self.start..).unwrap_or_default();
             match request::parse(bytes) {
                 Parse::Complete { request, head_len } if body_gone || request.body == Body::None => {
                     let begun = Begun {
@@ -229,18 +177,35 @@ impl<S: Service> Connection<S> {
             // Nothing more to answer for now.
             self.send()?;
             self.compact();
-            let arriving = self.start != self.end;
-            // What has been sent before the end was known is still answered.
-            if self.server.is_draining() && !arriving && self.events & READABLE == 0 {
-                return Err(Ended);
+            let parsed = self.input.len();
+            loop {
+                let arriving = !self.input.is_empty();
+                if !limited {
+                    self.limit(if arriving { ARRIVAL } else { self.server.service().idle() });
+                    limited = arriving;
+                }
+                self.read_more(arriving)?;
+                // A head that comes byte by byte is not parsed as often: at each line's end, and when it has doubled.
+                let new = self.input.get(parsed..).unwrap_or_default();
+                if new.contains(&b'\n') || self.input.len() >= (2 * parsed).min(MAX_HEAD_BYTES) {
+                    break;
+                }
             }
-            if !limited {
-                self.limit(if arriving { ARRIVAL } else { self.server.service().idle() });
-                limited = arriving;
-            }
-            self.shared.idle.store(!arriving, Ordering::Relaxed);
-            self.read()?;
-            self.shared.idle.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Reads once; while nothing of a request has come, the connection is idle.
+    fn read_more(&mut self, arriving: bool) -> Result<(), Ended> {
+        if arriving {
+            return self.read();
+        }
+        self.shared.set_idle();
+        self.read()?;
+        if self.shared.set_busy() {
+            self.shared.set_used();
+            Ok(())
+        } else {
+            Err(Ended)
         }
     }
 
@@ -250,13 +215,12 @@ impl<S: Service> Connection<S> {
         let mut told = !expects;
         loop {
             let from = self.start + head_len;
-            let skipped = match skipper.skip(self.input.get(from..self.end).unwrap_or_default()) {
+            let skipped = match skipper.skip(self.input.get(from..).unwrap_or_default()) {
                 Ok(skipped) => skipped,
                 Err(reject) => return self.reject(reject),
             };
             // The head stays where it is; what follows the skipped bytes moves up to it.
-            self.input.copy_within(from + skipped.used..self.end, from);
-            self.end -= skipped.used;
+            self.drop_bytes(from, skipped.used);
             if skipped.done {
                 return Ok(());
             }
@@ -284,7 +248,7 @@ impl<S: Service> Connection<S> {
 
     /// Begins a phase that may take `time`.
     fn limit(&self, time: Duration) {
-        self.shared.deadline_ms.store(self.server.deadline_ms(time), Ordering::Relaxed);
+        self.shared.set_deadline(self.server.deadline_ms(time));
     }
 
     /// Waits for an event, or for the waker.
@@ -293,20 +257,48 @@ impl<S: Service> Connection<S> {
         self.events |= self.shared.io.wait();
     }
 
+    /// Forgets the bytes of `input`.
+    fn empty(&mut self) {
+        self.input.clear();
+        self.start = 0;
+    }
+
+    /// Takes `count` bytes out of `input` at `at`; what follows moves up.
+    fn drop_bytes(&mut self, at: usize, count: usize) {
+        let left = self.input.len().saturating_sub(count);
+        self.input.copy_within(at + count.., at);
+        self.input.truncate(left);
+    }
+
     /// Moves what is not dealt with to the front, so that there is room behind it.
     fn compact(&mut self) {
         if self.start > 0 {
-            self.input.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
+            self.drop_bytes(0, self.start);
             self.start = 0;
+        }
+    }
+
+    /// Makes room behind `input`, which may not grow any further.
+    fn grow(&mut self) -> Result<(), Ended> {
+        let bytes = (self.input.capacity() * 2).clamp(BUFFER_BYTES, MAX_BUFFER_BYTES);
+        let more = bytes.checked_sub(self.input.len()).filter(|more| *more > 0).ok_or(Ended)?;
+        self.input.try_reserve_exact(more).map_err(|_| Ended)?;
+        self.shared.set_grown();
+        Ok(())
+    }
+
+    /// Takes the usual size of a buffer again, once the connection has been idle for a while.
+    fn shrink(&mut self) {
+        if self.input.is_empty() && self.input.capacity() > BUFFER_BYTES && !self.shared.is_grown() {
+            self.input = Vec::with_capacity(BUFFER_BYTES);
         }
     }
 
     /// Lets the core go on with others until its next tick.
     fn pause(&mut self) -> Result<(), Ended> {
         self.full_reads = 0;
-        self.shared.paused.store(true, Ordering::Relaxed);
-        while self.shared.paused.load(Ordering::Relaxed) {
+        self.shared.set_paused();
+        while self.shared.is_paused() {
             if self.shared.is_over() {
                 return Err(Ended);
             }
@@ -320,25 +312,35 @@ impl<S: Service> Connection<S> {
         if self.full_reads >= READS_IN_A_ROW {
             self.pause()?;
         }
+        let mut looked = false;
         loop {
             while self.events & (READABLE | ENDED) == 0 {
-                if self.shared.is_over() {
+                // A request may have come just before an idle connection ends.
+                if self.shared.is_over() && (looked || !self.shared.is_idle()) {
                     return Err(Ended);
                 }
+                if self.shared.is_over() {
+                    looked = true;
+                    break;
+                }
                 self.wait();
+                self.shrink();
             }
-            let room = self.input.get_mut(self.end..).filter(|room| !room.is_empty()).ok_or(Ended)?;
-            let space = room.len();
-            match rustix::io::read(self.shared.io.fd(), room) {
+            if self.input.len() == self.input.capacity() {
+                self.grow()?;
+            }
+            match rustix::io::read(self.shared.io.fd(), spare_capacity(&mut self.input)) {
                 Ok(0) => return Err(Ended),
-                Ok(count) => {
-                    self.end += count;
+                Ok(_) if self.input.len() == self.input.capacity() => {
                     self.full_reads += 1;
-                    if count < space {
-                        // The socket is empty: the next bytes are a new event. An end is announced only once.
-                        self.events &= !READABLE;
-                        self.full_reads = 0;
-                    }
+                    // Whoever sends as much at once is read from in larger pieces.
+                    let _ = self.grow();
+                    return Ok(());
+                }
+                Ok(_) => {
+                    // The socket is empty: the next bytes are a new event. An end is announced only once.
+                    self.events &= !READABLE;
+                    self.full_reads = 0;
                     return Ok(());
                 }
                 Err(rustix::io::Errno::AGAIN) => self.events = 0,
@@ -387,11 +389,11 @@ impl<S: Service> Connection<S> {
         self.limit(LINGER);
         let mut thrown = 0;
         while thrown < LINGER_BYTES {
-            (self.start, self.end) = (0, 0);
+            self.empty();
             if self.read().is_err() {
                 return;
             }
-            thrown += self.end;
+            thrown += self.input.len();
         }
     }
 }

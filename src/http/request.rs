@@ -5,14 +5,16 @@
 //! header once; a prefix of a request that is accepted is [`Parse::Partial`]. Refuses to know sockets, routes and
 //! parameters. The tokens themselves are `httparse`'s work.
 
+use super::target::{is_host, split_target};
 use std::fmt;
 use std::mem::MaybeUninit;
 
-/// The longest head, with the empty line at its end and any before its start: what one read buffer of a connection holds.
-pub const MAX_HEAD_BYTES: usize = 8192;
+/// The longest head, with the empty line at its end and any before its start. A storefront's cookies alone can pass 8 KiB;
+/// nginx lets 32 KiB through by default, HAProxy 15.
+pub const MAX_HEAD_BYTES: usize = 16 << 10;
 
-/// The most header lines of a request. Browsers behind two proxies send about 30.
-pub const MAX_HEADERS: usize = 64;
+/// The most header lines of a request. Browsers behind two proxies send about 30; HAProxy lets 101 through by default.
+pub const MAX_HEADERS: usize = 100;
 
 /// The longest request body, after taking off the chunked coding. No request here needs one: it is read to be thrown away.
 pub const MAX_BODY_BYTES: u64 = 65536;
@@ -41,7 +43,8 @@ pub enum Parse<'b> {
 pub struct Head<'b> {
     /// The method.
     pub method: Method<'b>,
-    /// The target up to the `?`, still percent-encoded. Starts with `/`, but for `*`, an authority or a foreign scheme.
+    /// The target up to the `?`, still percent-encoded. Starts with `/`, but for the `*` of `OPTIONS`, the host of `CONNECT`
+    /// and a URI of a foreign scheme.
     pub path: &'b str,
     /// What follows the first `?`, still percent-encoded; empty if there is none.
     pub query: &'b str,
@@ -158,12 +161,13 @@ fn parse_head(buf: &[u8]) -> Result<Option<(Head<'_>, usize)>, Reject> {
     };
     refuse_bare_lf(text.get(..len).unwrap_or(text))?;
     let http_11 = parsed.version == Some(1);
-    let (path, query) = split_target(parsed.path.unwrap_or_default())?;
+    let method = parsed.method.unwrap_or_default();
+    let (path, query) = split_target(method, parsed.path.unwrap_or_default())?;
     let mut fields = Fields::default();
     for line in parsed.headers.iter() {
         fields.take(line.name.as_bytes(), line.value)?;
     }
-    let method = match parsed.method.unwrap_or_default() {
+    let method = match method {
         "POST" => Method::Post,
         "GET" => Method::Get,
         "HEAD" => Method::Head,
@@ -230,29 +234,6 @@ fn is_other_version(text: &[u8]) -> bool {
         }
         _ => false,
     }
-}
-
-/// A target's path and query. An absolute one (as sent to a proxy) is reduced to them: its host says nothing here.
-fn split_target(target: &str) -> Result<(&str, &str), Reject> {
-    if target.bytes().fold(false, |found, b| found | (b == b'#')) {
-        return Err(Reject::BadRequest("the target has a fragment"));
-    }
-    let local = if target.starts_with('/') { target } else { reduce(target)? };
-    let (path, query) = local.split_once('?').unwrap_or((local, ""));
-    // "http://host" and "http://host?q" ask for the root.
-    Ok((if path.is_empty() { "/" } else { path }, query))
-}
-
-fn reduce(target: &str) -> Result<&str, Reject> {
-    let Some((scheme, rest)) = target.split_once("://") else { return Ok(target) };
-    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
-        return Ok(target);
-    }
-    let (host, local) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    if host.is_empty() || !is_host(host.as_bytes()) {
-        return Err(Reject::BadRequest("the target's host is malformed"));
-    }
-    Ok(local)
 }
 
 /// What the headers that matter say, one after the other.
@@ -346,32 +327,6 @@ impl Fields {
             (None, None) => Ok(Body::None),
         }
     }
-}
-
-/// Whether `value` can be a host with a port or without: no spaces, lists, paths or user names. Empty is allowed.
-fn is_host(value: &[u8]) -> bool {
-    const ALLOWED: [bool; 256] = {
-        let mut table = [false; 256];
-        let marks = b"-._~%!$&'()*+,;=:[]";
-        let mut at = 0;
-        while at < 256 {
-            #[allow(clippy::indexing_slicing)] // Evaluated by the compiler.
-            {
-                table[at] = (at as u8).is_ascii_alphanumeric();
-            }
-            at += 1;
-        }
-        let mut at = 0;
-        while at < marks.len() {
-            #[allow(clippy::indexing_slicing)] // Evaluated by the compiler.
-            {
-                table[marks[at] as usize] = true;
-            }
-            at += 1;
-        }
-        table
-    };
-    value.iter().all(|b| ALLOWED.get(usize::from(*b)).copied().unwrap_or(false))
 }
 
 #[cfg(test)]

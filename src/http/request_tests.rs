@@ -76,9 +76,8 @@ fn targets() {
     check("http://host", "/", "");
     check("http://host?q", "/", "q");
     check("http://host/?a=http://b/c", "/", "a=http://b/c");
-    check("*", "*", "");
-    check("host:443", "host:443", "");
     check("ftp://host/p", "ftp://host/p", "");
+    check("urn:a-b", "urn:a-b", "");
 }
 
 #[test]

@@ -54,6 +54,14 @@ impl Responder<'_> {
         self.finish();
     }
 
+    /// 204: neither a body nor the headers that describe one.
+    pub fn no_content(&mut self, extra: Extra) {
+        self.answers.count(204);
+        self.out.extend_from_slice(status_line(204).as_bytes());
+        self.out.extend_from_slice(b"Date: ");
+        self.end_of_head(extra);
+    }
+
     /// A refusal: `{"error":…,"message":…}`. Both texts must be free of what JSON escapes.
     pub fn refuse(&mut self, status: u16, extra: Extra, error: &str, message: &str) {
         self.json(status, extra, |body| {
@@ -76,6 +84,13 @@ impl Responder<'_> {
         for part in ["Content-Type: ", content_type, "\r\nContent-Length: ", digits.format(length), "\r\nDate: "] {
             out.extend_from_slice(part.as_bytes());
         }
+        self.end_of_head(extra);
+    }
+
+    /// The date and what follows it.
+    fn end_of_head(&mut self, extra: Extra) {
+        let mut digits = itoa::Buffer::new();
+        let out = &mut *self.out;
         out.extend_from_slice(self.date);
         out.extend_from_slice(b"\r\n");
         match extra {
@@ -104,6 +119,7 @@ impl Responder<'_> {
 fn status_line(status: u16) -> &'static str {
     match status {
         200 => "HTTP/1.1 200 OK\r\n",
+        204 => "HTTP/1.1 204 No Content\r\n",
         400 => "HTTP/1.1 400 Bad Request\r\n",
         404 => "HTTP/1.1 404 Not Found\r\n",
         405 => "HTTP/1.1 405 Method Not Allowed\r\n",

@@ -9,10 +9,8 @@ use super::{Append, LedgerError};
 use crate::domain::Records;
 use crate::record::{Counters, Handoff, Inbox, Mailbox, Message, TakeBack};
 use crossbeam_channel::{RecvTimeoutError, Sender};
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long it waits for more records when nobody waits for these: batches of 10,000 cost half of batches of 1,000.
@@ -35,7 +33,7 @@ pub enum OnFailure {
     GiveBack(Arc<dyn TakeBack>),
 }
 
-/// The writer's thread and what it is made of.
+/// What the writer is made of.
 pub struct Writer<A> {
     /// What it is sent.
     pub inbox: Inbox,
@@ -80,12 +78,8 @@ impl Batch {
 }
 
 impl<A: Append + 'static> Writer<A> {
-    /// Starts the thread. It ends after [`Message::Finish`], when all that came before is written.
-    pub fn start(self) -> io::Result<JoinHandle<()>> {
-        std::thread::Builder::new().name("ledger-writer".into()).spawn(move || self.run())
-    }
-
-    fn run(mut self) {
+    /// What its thread does. It ends after [`Message::Finish`], when all that came before is written.
+    pub fn run(mut self) {
         let mut trouble = Trouble::new("the ledger does not take records", "the ledger takes records again");
         loop {
             let Some(mut batch) = self.gather(&trouble) else { return };

@@ -7,9 +7,9 @@ use crate::support::servers::{Mode, Stack};
 use std::time::Duration;
 
 crate::on_stacks! {
-    distributed: granted, refused, retry_after, holds_end_with_the_sale, awkward_ids, pictures, servers_away,
+    distributed: granted, refused, parameters_in_a_body, retry_after, holds_end_with_the_sale, awkward_ids, pictures, servers_away,
         two_instances;
-    embedded: granted, refused, retry_after, holds_end_with_the_sale, awkward_ids, pictures
+    embedded: granted, refused, parameters_in_a_body, retry_after, holds_end_with_the_sale, awkward_ids, pictures
 }
 
 /// What every answer has, and what every refusal says.
@@ -112,6 +112,41 @@ fn refused(mode: Mode) {
         check("GET", target, 404, "");
         check("POST", target, 404, "");
     }
+}
+
+/// A form or a document with the parameters in it: its sender is told where they belong.
+fn parameters_in_a_body(mode: Mode) {
+    let stack = Stack::new(mode);
+    let app = stack.app().env("SALE_SECONDS", clock::quiet_sale_seconds()).start();
+    let mut client = app.client();
+    let mut post = |target: &str, kind: &str, body: &str| {
+        let head = format!("POST {target} HTTP/1.1\r\nHost: h\r\nContent-Type: {kind}\r\n");
+        let sized = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+        let chunked = format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+        let [answer, other] = [sized, chunked].map(|request| {
+            client.send(request.as_bytes()).unwrap();
+            client.receive().unwrap()
+        });
+        assert_eq!((answer.status, &answer.body), (other.status, &other.body), "{target} {body}");
+        answer
+    };
+    for (target, kind, body, name) in [
+        ("/checkout", "application/x-www-form-urlencoded", "user_id=u&id=i", "user_id"),
+        ("/checkout?user_id=u", "application/json", r#"{"user_id":"u","id":"i"}"#, "id"),
+        ("/purchase", "application/json", r#"{"code":"1"}"#, "code"),
+    ] {
+        let answer = post(target, kind, body);
+        refusal(&answer, 400, "invalid_request");
+        let message = answer.field("message");
+        assert!(message.starts_with(&format!("{name} is missing: ")), "{message}");
+        assert!(message.contains("query") && message.contains("body"), "{message}");
+    }
+    // Where the body is not the reason, it is not named.
+    let empty = post("/checkout?user_id=&id=i", "text/plain", "user_id=u");
+    assert_eq!(empty.field("message"), "user_id is empty");
+    assert_eq!(client.post("/checkout?id=i").field("message"), "user_id is missing");
+    client.send(b"POST /checkout HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n").unwrap();
+    assert_eq!(client.receive().unwrap().field("message"), "user_id is missing");
 }
 
 fn retry_after(mode: Mode) {

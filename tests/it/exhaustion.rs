@@ -91,23 +91,93 @@ fn no_descriptor_for_a_connection() {
     serves_again(app);
 }
 
+/// Half a request has come on it: it is busy.
+fn busy(app: &App) -> Client {
+    let mut client = app.client();
+    client.send(b"GET / HTTP/1.1\r\n").unwrap();
+    client
+}
+
+fn finishes(client: &mut Client) -> bool {
+    client.send(b"Host: h\r\n\r\n").is_ok() && client.receive().is_ok_and(|answer| answer.status == 404)
+}
+
+fn metric(app: &App, name: &str) -> u64 {
+    let text = Client::new(app.admin_addr()).get("/metrics").text();
+    let value = text.lines().find_map(|line| line.strip_prefix(&format!("flashsale_{name} ")));
+    value.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+}
+
 #[test]
-fn all_connections_are_taken() {
+fn all_connections_are_busy() {
     let stack = Stack::new(Mode::Embedded);
     let app = stack.app().env("SALE_SECONDS", clock::quiet_sale_seconds()).env("MAX_CONNECTIONS", 4).start();
-    let mut open: Vec<Client> = poll("four connections", RECOVERY, || {
-        let found: Vec<Client> = (0..4).filter_map(|_| greeted(&app)).collect();
-        (found.len() == 4).then_some(found)
-    });
-    for _ in 0..3 {
+    let mut open: Vec<Client> = (0..4).map(|_| busy(&app)).collect();
+    poll("four connections", RECOVERY, || (metric(&app, "connections") == 4).then_some(()));
+    for size in [0, 1, 100_000] {
+        // Whether it has sent nothing yet, or a request with a long body: it gets the answer, and no reset.
         let mut more = app.client();
-        more.send(b"").unwrap();
-        let answer = more.receive().unwrap();
+        let body = "x".repeat(size);
+        let request = format!("POST /checkout HTTP/1.1\r\nHost: h\r\nContent-Length: {size}\r\n\r\n{body}");
+        more.send(if size == 0 { b"" } else { request.as_bytes() }).unwrap();
+        let answer = more.receive().unwrap_or_else(|e| panic!("{size}: {e}"));
         assert_eq!((answer.status, answer.error().as_str()), (503, "unavailable"));
         assert!(answer.retry_after() >= 1);
         assert_eq!(answer.header("connection"), Some("close"));
     }
-    assert!(open.iter_mut().all(|client| client.get("/").status == 404), "those that are open go on");
+    assert!(open.iter_mut().all(finishes), "those that are open go on");
+    assert_eq!((metric(&app, "connections_refused_total"), metric(&app, "connections_gave_way_total")), (3, 0));
     open.pop();
     poll("the place that is free", RECOVERY, || greeted(&app));
+}
+
+/// A client that was answered and asks no more must not keep others out.
+#[test]
+fn the_longest_idle_connection_gives_way() {
+    let stack = Stack::new(Mode::Embedded);
+    let app = stack.app().env("SALE_SECONDS", clock::quiet_sale_seconds()).env("MAX_CONNECTIONS", 8).start();
+    poll("the end of the first look", RECOVERY, || (metric(&app, "connections") == 0).then_some(()));
+    let mut working = [busy(&app), busy(&app)];
+    // More than a tick lies between any two, so that their order is known.
+    let a_tick_passes = || std::thread::sleep(Duration::from_millis(120));
+    let mut idle: Vec<Client> = (0..6)
+        .map(|_| {
+            a_tick_passes();
+            greeted(&app).expect("a place")
+        })
+        .collect();
+    a_tick_passes();
+    assert_eq!(metric(&app, "connections"), 8);
+    // The first of them is used again, so the second is the one that has been idle longest.
+    assert_eq!(idle[0].get("/").status, 404);
+    let mut new: Vec<Client> = (0..5).map(|n| greeted(&app).unwrap_or_else(|| panic!("a place for {n}"))).collect();
+    assert_eq!(idle[0].get("/").status, 404);
+    for (n, client) in idle[1..].iter_mut().enumerate() {
+        assert!(client.is_closed(), "{}", n + 1);
+    }
+    assert!(new.iter_mut().all(|client| client.get("/").status == 404));
+    assert!(working.iter_mut().all(finishes), "busy ones never give way");
+    assert_eq!((metric(&app, "connections_gave_way_total"), metric(&app, "connections_refused_total")), (5, 0));
+    let said = app.last_words();
+    assert_eq!(said.lines().filter(|line| line.contains("gave way")).count(), 1, "one line a minute: {said}");
+}
+
+/// More new connections at once than may give way at once, one after the other and all together.
+#[test]
+fn many_give_way() {
+    let stack = Stack::new(Mode::Embedded);
+    let app = stack.app().env("SALE_SECONDS", clock::quiet_sale_seconds()).env("MAX_CONNECTIONS", 100).start();
+    let mut open: Vec<Client> = (0..100).map(|n| greeted(&app).unwrap_or_else(|| panic!("a place for {n}"))).collect();
+    for n in 0..150 {
+        open.push(greeted(&app).unwrap_or_else(|| panic!("a place for {n} more")));
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..90 {
+            scope.spawn(|| greeted(&app).expect("a place"));
+        }
+    });
+    let gave_way = metric(&app, "connections_gave_way_total");
+    assert!(gave_way >= 150, "{gave_way}");
+    assert_eq!(metric(&app, "connections_refused_total"), 0);
+    poll("no more than allowed", RECOVERY, || (descriptors(&app) < 200).then_some(()));
 }

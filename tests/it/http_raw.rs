@@ -5,11 +5,12 @@ use crate::support::http::Client;
 use crate::support::servers::{Mode, Stack};
 
 crate::on_stacks! {
-    distributed: connections, limits, malformed, unsupported, bodies;
-    embedded: connections, limits, malformed, unsupported, bodies
+    distributed: connections, options, limits, malformed, unsupported, bodies;
+    embedded: connections, options, limits, malformed, unsupported, bodies
 }
 
-const HEAD_LIMIT: usize = 8192;
+const HEAD_LIMIT: usize = 16384;
+const LINE_LIMIT: usize = 100;
 const BODY_LIMIT: usize = 65536;
 const GET: &str = "GET /items/a.svg HTTP/1.1\r\nHost: h\r\n";
 
@@ -95,6 +96,24 @@ fn connections(mode: Mode) {
     });
 }
 
+/// What a load balancer asks with when it is told nothing else.
+fn options(mode: Mode) {
+    on_app(mode, |client| {
+        for request in ["OPTIONS / HTTP/1.0", "OPTIONS * HTTP/1.0", "OPTIONS / HTTP/1.1", "OPTIONS * HTTP/1.1"] {
+            let mut client = client();
+            client.send(format!("{request}\r\nHost: h\r\nConnection: keep-alive\r\n\r\n").as_bytes()).unwrap();
+            let answer = client.receive().unwrap();
+            assert_eq!(answer.status, 204, "{request}: {}", answer.text());
+            assert_eq!((answer.header("content-length"), answer.header("content-type")), (None, None), "RFC 9110, 8.6");
+            assert_eq!(answer.header("allow"), Some("GET, HEAD, POST, OPTIONS"));
+            assert_eq!(client.get("/items/a.svg").status, 200, "the connection goes on");
+        }
+        let mut client = client();
+        assert_eq!(client.send_request("OPTIONS", "/checkout").unwrap().status, 405);
+        assert_eq!(client.send_request("OPTIONS", "/none").unwrap().status, 404);
+    });
+}
+
 fn limits(mode: Mode) {
     on_app(mode, |client| {
         let head = |bytes: usize| {
@@ -107,8 +126,20 @@ fn limits(mode: Mode) {
         // A head that never ends is refused all the same.
         check(&mut client(), format!("{GET}X: {}", "x".repeat(HEAD_LIMIT)).as_bytes(), &[431], true);
         let fields = |count: usize| format!("{GET}{}\r\n", "A: 1\r\n".repeat(count - 1));
-        check(&mut client(), fields(64).as_bytes(), &[200], false);
-        check(&mut client(), fields(65).as_bytes(), &[431], true);
+        check(&mut client(), fields(LINE_LIMIT).as_bytes(), &[200], false);
+        check(&mut client(), fields(LINE_LIMIT + 1).as_bytes(), &[431], true);
+        // Long heads one after the other, with bodies between them, and a long one that comes in pieces.
+        let post = |body: usize| {
+            let head = format!("POST /none HTTP/1.1\r\nHost: h\r\nContent-Length: {body}\r\nX: ");
+            format!("{head}{}\r\n\r\n{}", "x".repeat(HEAD_LIMIT - head.len() - 4), "y".repeat(body))
+        };
+        let row = format!("{}{}{}{}", head(HEAD_LIMIT), post(BODY_LIMIT), post(1), head(9000));
+        check(&mut client(), row.as_bytes(), &[200, 404, 404, 200], false);
+        let mut slow = client();
+        for piece in head(HEAD_LIMIT).as_bytes().chunks(700) {
+            slow.send(piece).unwrap();
+        }
+        assert_eq!(slow.receive().unwrap().status, 200);
     });
 }
 
@@ -116,6 +147,11 @@ fn malformed(mode: Mode) {
     on_app(mode, |client| {
         for bad in [
             "\0\0\0\0\r\n\r\n",
+            "POST checkout?user_id=u&id=i HTTP/1.1\r\nHost: h\r\n\r\n",
+            "POST \\a HTTP/1.1\r\nHost: h\r\n\r\n",
+            "GET * HTTP/1.1\r\nHost: h\r\n\r\n",
+            "POST /checkout HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5;\r\nhello\r\n0\r\n\r\n",
+            "POST /checkout HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5;(\r\nhello\r\n0\r\n\r\n",
             "GET\r\n\r\n",
             "GET / HTTP/1.1 x\r\n\r\n",
             "GET  / HTTP/1.1\r\nHost: h\r\n\r\n",

@@ -4,13 +4,14 @@ use crate::support::clock;
 use crate::support::http::Client;
 use crate::support::servers::Redis;
 use flashsale::catalog::Catalog;
-use flashsale::code::{Codes, HoldNumbers};
-use flashsale::core::{self, Cores};
+use flashsale::code::Codes;
+use flashsale::core::{self, Cores, Vitals};
 use flashsale::domain::{SaleId, Terms};
-use flashsale::http::connection::Service;
+use flashsale::http::listen;
 use flashsale::http::request::Head;
 use flashsale::http::response::Responder;
-use flashsale::http::server::{self, Server};
+use flashsale::http::server::Server;
+use flashsale::http::service::Service;
 use flashsale::inventory::redis::{RedisInventory, Shared};
 use flashsale::inventory::{Clock, Inventory, View};
 use flashsale::keeper::merge::Rebuilt;
@@ -20,7 +21,7 @@ use flashsale::redis::target::Target;
 use flashsale::service::{Answer, Session, Shop};
 use may::io::WaitIoWaker;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -99,7 +100,7 @@ fn open_sale(target: &Arc<Target>) -> View {
 }
 
 fn start(redis: &Redis) -> (Arc<Recorded>, Server<Recorded>) {
-    let cores = Cores::start(CORES).unwrap();
+    let cores = Cores::start(CORES, Vitals::new().0).unwrap();
     let target = Arc::new(Target::parse(&redis.addr().to_string()).unwrap());
     target.resolve().unwrap();
     let gate = Arc::new(arc_swap::ArcSwap::from_pointee(open_sale(&target)));
@@ -107,11 +108,12 @@ fn start(redis: &Redis) -> (Arc<Recorded>, Server<Recorded>) {
     std::thread::spawn(move || while let Ok(Message::Records(_)) = inbox.receiver.recv() {});
     let shared = Shared {
         gate,
-        numbers: HoldNumbers::starting_at(1, 0),
+        instance: 1,
         recorder: Arc::new(recorder),
         ack_by_ledger: false,
         timeout: Duration::from_secs(5),
         suspicions: crossbeam_channel::bounded(1).0,
+        counter: AtomicU64::new(0),
     };
     let inventory = Arc::new(RedisInventory::start(cores, &target, shared).unwrap());
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -121,7 +123,7 @@ fn start(redis: &Redis) -> (Arc<Recorded>, Server<Recorded>) {
     }
     let shop = Shop::new(inventory, Codes::new(&[7; 16]), Catalog::generated(""), Duration::from_secs(5));
     let recorded = Arc::new(Recorded { shop, next: AtomicUsize::new(0), steps: Mutex::new(Steps::new()) });
-    let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap().listen().unwrap();
+    let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap().listen().unwrap();
     let server = Server::start(cores, listener, recorded.clone(), 1000).unwrap();
     (recorded, server)
 }

@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 /// All settings there are.
-const VARIABLES: [&str; 16] = [
+const VARIABLES: [&str; 17] = [
     "SERVER_PORT",
     "BIND_ADDR",
     "REDIS_ADDR",
@@ -23,6 +23,7 @@ const VARIABLES: [&str; 16] = [
     "REDIS_TIMEOUT_MS",
     "PURCHASE_ACK",
     "MAX_CONNECTIONS",
+    "DRAIN_SECONDS",
     "CATALOG_FILE",
 ];
 
@@ -57,6 +58,7 @@ fn bad_values_are_named_in_one_line() {
         ("PURCHASE_ACK", &["", "always"]),
         ("MAX_CONNECTIONS", &["0", "x", "1000000"]),
         ("REDIS_TIMEOUT_MS", &["0", "x"]),
+        ("DRAIN_SECONDS", &["-1", "3601", "5s", ""]),
         ("CATALOG_FILE", &["/nonexistent/catalog.json"]),
     ] {
         for value in values {

@@ -9,9 +9,9 @@ mod lane;
 pub mod scripts;
 
 use super::{Gate, Inventory, Suspicion};
-use crate::code::HoldNumbers;
+use crate::code::{MAX_COUNTER, hold_number};
 use crate::core::{Cores, Ticket, Waiter};
-use crate::domain::{Outcome, Request};
+use crate::domain::{HoldNumber, Outcome, Request};
 use crate::record::{Handoff, Recorder};
 use crate::redis::pipeline::{Link, Pipeline};
 use crate::redis::target::Target;
@@ -19,14 +19,15 @@ use crossbeam_channel::Sender;
 use lane::{Lane, Rider};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What all lanes share.
 pub struct Shared {
     /// What may be sold, from the keeper.
     pub gate: Gate,
-    /// The numbers of this life's holds.
-    pub numbers: HoldNumbers,
+    /// This process' instance number.
+    pub instance: u64,
     /// The way to the ledger.
     pub recorder: Arc<Recorder>,
     /// Whether a purchase is answered only once the ledger has it.
@@ -35,9 +36,18 @@ pub struct Shared {
     pub timeout: Duration,
     /// Where the keeper hears of what looks wrong.
     pub suspicions: Sender<Suspicion>,
+    /// The next hold's counter.
+    pub counter: AtomicU64,
 }
 
 impl Shared {
+    /// `count` hold numbers in a row that nobody else has, from the first; `None` when there are no more.
+    fn numbers(&self, count: usize) -> Option<HoldNumber> {
+        let first = self.counter.fetch_add(count as u64, Ordering::Relaxed);
+        hold_number(self.instance, first.checked_add(count as u64).filter(|last| *last <= MAX_COUNTER)?)?;
+        hold_number(self.instance, first)
+    }
+
     /// Tells the keeper. A full channel means that he has enough to look into.
     fn suspect(&self, suspicion: Suspicion) {
         let _ = self.suspicions.try_send(suspicion);
@@ -68,7 +78,7 @@ impl RedisInventory {
                 link,
                 protocol: Rider::new(lane.clone()),
             };
-            cores.spawn(core, move || pipeline.run())?;
+            cores.spawn_vital(core, "the driver of a Redis connection", move || pipeline.run())?;
             lanes.push(lane);
         }
         Ok(RedisInventory { lanes, recorder, gate })

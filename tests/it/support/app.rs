@@ -115,6 +115,8 @@ impl Builder {
             }
         };
         command.env_clear().current_dir(dir).env("RUST_BACKTRACE", "1").env("BIND_ADDR", "127.0.0.1");
+        // No load balancer has to notice an end, unless a test is about that.
+        command.env("DRAIN_SECONDS", "0");
         command.env("SERVER_PORT", port.to_string()).env("ADMIN_ADDR", local(admin).to_string());
         command.envs(&self.env);
         command

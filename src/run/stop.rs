@@ -1,0 +1,138 @@
+//! The end of the process.
+//!
+//! Owns the order of the steps and their time limits. Invariants: every connection that the kernel let in is answered, and
+//! every record that was handed over is written, as far as the time allows; the end takes no longer than
+//! [`time_for_all`] says. Leaves it to the signals' thread to end at once.
+
+use super::Running;
+use crossbeam_channel::Receiver;
+use flashsale::core::Cores;
+use flashsale::http::server::Server;
+use flashsale::record::{Counters, Message};
+use flashsale::service::Shop;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long the end takes at most, where the drain leaves enough of it: `docker stop` waits for ten seconds.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(9_500);
+/// What is left of it after the drain, at least: for answers that wait, and for the writer's last batch.
+const AFTER_DRAIN: Duration = Duration::from_millis(4_500);
+/// How often is looked whether a step is done.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// The exit code after a part of the process panicked (EX_SOFTWARE of sysexits.h): a supervisor restarts it.
+const PANICKED: u8 = 70;
+
+/// Why the process ends.
+pub enum Cause {
+    /// A signal, by its name.
+    Signal(&'static str),
+    /// A part that it cannot do without panicked; which, and its message.
+    Panicked(String),
+}
+
+/// What is stopped.
+pub struct Stop<'a> {
+    /// The workers.
+    pub cores: Cores,
+    /// What was started.
+    pub running: Running,
+    /// The public service.
+    pub shop: &'a Shop,
+    /// Its server.
+    pub server: &'a Server<Shop>,
+    /// How long it serves on at first.
+    pub drain: Duration,
+    /// Where panics are told.
+    pub panics: Receiver<String>,
+}
+
+/// How long an end may take that begins with `drain`.
+fn time_for_all(drain: Duration) -> Duration {
+    SHUTDOWN_TIMEOUT.max(drain + AFTER_DRAIN)
+}
+
+impl Stop<'_> {
+    /// Stops in order: load balancers, new connections, answers under way, the keeper, the ledger.
+    pub fn run(self, cause: Cause) -> ExitCode {
+        let begun = Instant::now();
+        let mut end = begun + time_for_all(self.drain);
+        let panicked = match cause {
+            Cause::Signal(name) => {
+                tracing::info!(
+                    "{name}: stopping: health is 503 now; requests are served for {:?} more (DRAIN_SECONDS), then this \
+                     instance ends within {:?}",
+                    self.drain,
+                    time_for_all(self.drain).saturating_sub(self.drain),
+                );
+                self.shop.drain();
+                self.server.drain();
+                self.panics.recv_timeout(self.drain).ok()
+            }
+            Cause::Panicked(what) => Some(what),
+        };
+        if let Some(what) = &panicked {
+            tracing::error!("{what}: this instance cannot go on and ends, to be restarted by its supervisor");
+            // What it decides from here on might rest on something half done.
+            self.shop.close();
+            end = end.min(Instant::now() + SHUTDOWN_TIMEOUT);
+        }
+        self.finish(end);
+        let complete = report(self.running.recorder.counters(), begun);
+        match (panicked, complete) {
+            (Some(_), _) => ExitCode::from(PANICKED),
+            (None, true) => ExitCode::SUCCESS,
+            (None, false) => ExitCode::FAILURE,
+        }
+    }
+
+    /// From the last connection to the last record, by `end`.
+    fn finish(&self, end: Instant) {
+        let time = end.saturating_duration_since(Instant::now());
+        self.server.drain();
+        self.server.close();
+        wait(end - time * 2 / 3, || self.server.is_closed());
+        // Whoever is still connected gets no new decision; those under way are still handed over.
+        self.shop.close();
+        let undecided = || self.cores.all().map(|core| self.running.inventory.undecided(core)).sum::<usize>();
+        wait(end - time / 3, || undecided() == 0);
+        let _ = self.running.stop_keeper.send(());
+        let _ = self.running.recorder.sender().send_deadline(Message::Finish, end);
+        wait(end, || self.running.writer.is_finished() && self.running.keeper.is_finished());
+    }
+}
+
+fn wait(until: Instant, done: impl Fn() -> bool) {
+    while !done() && Instant::now() < until {
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Tells whether all records are in the ledger.
+fn report(counters: &Counters, begun: Instant) -> bool {
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let written = count(&counters.written);
+    let missing = counters.backlog() + counters.left();
+    let took = begun.elapsed();
+    if missing == 0 {
+        tracing::info!("stopped after {took:.1?}; all {written} records are in the ledger");
+        return true;
+    }
+    tracing::error!(
+        "stopped after {took:.1?}; {missing} records are not in the ledger: reconciliation has to write them"
+    );
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_has_time_after_any_drain() {
+        for (drain, all) in [(0, 9_500), (5_000, 9_500), (6_000, 10_500), (3_600_000, 3_604_500)] {
+            assert_eq!(time_for_all(Duration::from_millis(drain)), Duration::from_millis(all));
+        }
+    }
+}
