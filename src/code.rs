@@ -1,4 +1,4 @@
-//! One-time codes: minting and opening.
+//! One-time codes: minting and opening, and the numbers of the holds that they name.
 //!
 //! A code is one AES-128 block (FIPS 197) over the sale, the hold's number and check bits, written as 32 hex
 //! digits. Whoever lacks the key can neither guess one nor forge one: 32 check bits refuse a forged block without
@@ -9,6 +9,7 @@ use crate::domain::{HoldKey, HoldNumber, SaleId};
 use aes::Aes128;
 use aes::cipher::{Block, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How many bytes the key has.
 pub const KEY_BYTES: usize = 16;
@@ -36,6 +37,60 @@ pub const MAX_SALE: u64 = (1 << SALE_BITS) - 1;
 /// The hold number of `counter` on `instance`; `None` beyond [`MAX_INSTANCE`] or [`MAX_COUNTER`].
 pub fn hold_number(instance: u64, counter: u64) -> Option<HoldNumber> {
     (instance <= MAX_INSTANCE && counter <= MAX_COUNTER).then_some(HoldNumber(instance << COUNTER_BITS | counter))
+}
+
+/// The numbers of the holds that one life of an instance gives out.
+///
+/// They start at a random place of the counter's space and rise by one, past its end to its beginning. A ledger that was
+/// restored from a backup gives out an instance's number again, and remembers nothing of the holds that an earlier life
+/// under that number has taken since. If the earlier life took `n` holds in a sale and the later one takes `m` in the same
+/// sale, the chance that any number is given out twice is below `(n + m) / 2^43`: with a million holds each, one in 4.4
+/// million such restores.
+#[derive(Debug)]
+pub struct HoldNumbers {
+    instance: u64,
+    /// The first one's counter.
+    start: u64,
+    /// The next one's, not yet folded back into the counter's space.
+    next: AtomicU64,
+}
+
+impl HoldNumbers {
+    /// Those of a life that begins now. Fails where the system gives no random bytes.
+    pub fn new(instance: u64) -> Result<HoldNumbers, getrandom::Error> {
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes)?;
+        Ok(HoldNumbers::starting_at(instance, u64::from_le_bytes(bytes)))
+    }
+
+    /// Those from a counter on, of which the bits that fit count.
+    pub fn starting_at(instance: u64, start: u64) -> HoldNumbers {
+        let start = start & MAX_COUNTER;
+        HoldNumbers { instance, start, next: AtomicU64::new(start) }
+    }
+
+    /// Takes `count` numbers that follow each other and returns the first. `None` once all of this life are used up, or
+    /// where the instance's number does not fit a hold's.
+    pub fn take(&self, count: u64) -> Option<HoldNumber> {
+        loop {
+            let first = self.next.fetch_add(count, Ordering::Relaxed);
+            let used = first.checked_add(count)?.checked_sub(self.start)?;
+            if used > MAX_COUNTER + 1 {
+                return None;
+            }
+            let counter = first & MAX_COUNTER;
+            // Numbers in a row do not lie on both sides of the end: what is left there is not used.
+            if counter + count <= MAX_COUNTER + 1 {
+                return hold_number(self.instance, counter);
+            }
+        }
+    }
+
+    /// The number that [`HoldNumbers::take`] of one would return.
+    pub fn peek(&self) -> Option<HoldNumber> {
+        let next = self.next.load(Ordering::Relaxed);
+        hold_number(self.instance, Some(next & MAX_COUNTER).filter(|_| next - self.start <= MAX_COUNTER)?)
+    }
 }
 
 /// A code as it stands in an answer: 32 lower-case hex digits.
@@ -163,6 +218,35 @@ mod tests {
         for bad in ["", "0", &"0".repeat(31), &"0".repeat(32), &"0".repeat(33), &"g".repeat(32), &"é".repeat(16)] {
             assert_eq!(codes.open(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn numbers_rise_from_any_start_and_past_the_end() {
+        let (last, base) = (MAX_COUNTER, 5 << COUNTER_BITS);
+        let numbers = HoldNumbers::starting_at(5, last - 3);
+        let take = |count| numbers.take(count).map(|number| number.0 - base);
+        assert_eq!(take(3), Some(last - 3));
+        assert_eq!(numbers.peek(), Some(HoldNumber(base + last)));
+        assert_eq!(take(3), Some(2), "three in a row begin where the space begins, after what was left at its end");
+        assert_eq!(take(1), Some(5));
+        assert_eq!(numbers.peek(), Some(HoldNumber(base + 6)));
+        // All that is left of this life, up to its start.
+        assert_eq!(take(last - 3 - 6), Some(6));
+        assert_eq!((take(1), numbers.peek()), (None, None));
+        assert_eq!(HoldNumbers::starting_at(0, 0).take(last + 1), Some(HoldNumber(0)));
+        assert_eq!(HoldNumbers::starting_at(0, 0).take(last + 2), None);
+        assert_eq!(HoldNumbers::starting_at(MAX_INSTANCE + 1, 0).take(1), None);
+        assert_eq!(HoldNumbers::starting_at(0, u64::MAX).take(1), Some(HoldNumber(last)));
+    }
+
+    #[test]
+    fn each_life_starts_elsewhere() {
+        let starts: std::collections::HashSet<u64> =
+            (0..1000).map(|_| HoldNumbers::new(0).unwrap().take(1).unwrap().0).collect();
+        assert_eq!(starts.len(), 1000);
+        // Spread over the whole space: a thousand of them leave no sixteenth of it empty.
+        let sixteenths: std::collections::HashSet<u64> = starts.iter().map(|n| n >> (COUNTER_BITS - 4)).collect();
+        assert_eq!(sixteenths.len(), 16);
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod stop;
 use crossbeam_channel::{Receiver, Sender, select};
 use flashsale::admin::Admin;
 use flashsale::catalog::Catalog;
-use flashsale::code::Codes;
+use flashsale::code::{Codes, HoldNumbers};
 use flashsale::config::{ADMIN_CONNECTIONS, Backends, Config, DSN_FORM, PurchaseAck};
 use flashsale::core::{Bell, Cores, Ticker, Vitals};
 use flashsale::http::listen::{self, Listener};
@@ -29,7 +29,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use stop::{Cause, Stop};
@@ -130,6 +129,10 @@ fn start_writer<A: Append + 'static>(
     Ok((thread.map_err(|e| format!("starting the ledger's writer: {e}"))?, from_writer))
 }
 
+fn numbers(instance: u64) -> Result<HoldNumbers, String> {
+    HoldNumbers::new(instance).map_err(|e| format!("starting: the system gives no random bytes: {e}"))
+}
+
 fn gate() -> Gate {
     Arc::new(arc_swap::ArcSwap::from_pointee(View::closed()))
 }
@@ -156,7 +159,7 @@ fn start_embedded(
     let (writer, _) = start_writer(vitals, inbox, appender, mailboxes, give_back)?;
     let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, sales.clone(), gate.clone());
     let keeper = keeper.map_err(failed)?;
-    let parts = embedded::Parts { sales, gate: gate.clone(), instance, recorder: recorder.clone() };
+    let parts = embedded::Parts { sales, gate: gate.clone(), numbers: numbers(instance)?, recorder: recorder.clone() };
     let inventory = EmbeddedInventory::start(cores, parts).map_err(|e| format!("starting: {e}"))?;
     let (stop_keeper, stop) = crossbeam_channel::bounded(1);
     Ok(Running {
@@ -229,12 +232,11 @@ fn start_distributed(
     })?;
     let shared = Shared {
         gate: gate.clone(),
-        instance,
+        numbers: numbers(instance)?,
         recorder: recorder.clone(),
         ack_by_ledger,
         timeout: config.redis_timeout,
         suspicions,
-        counter: AtomicU64::new(0),
     };
     let inventory = RedisInventory::start(cores, &target, shared).map_err(|e| format!("starting: {e}"))?;
     let inventory: Arc<dyn Inventory> = Arc::new(inventory);

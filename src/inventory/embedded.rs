@@ -7,15 +7,14 @@
 
 use super::memory::{Decision, MemorySale};
 use super::{Gate, Inventory};
-use crate::code::{MAX_COUNTER, hold_number};
+use crate::code::HoldNumbers;
 use crate::core::{Bell, Cores, Ticket, Waiter};
-use crate::domain::{EMBEDDED_EPOCH, HoldNumber, Outcome, Record, Request, SaleId, Terms};
+use crate::domain::{EMBEDDED_EPOCH, Outcome, Record, Request, SaleId, Terms};
 use crate::record::{Ack, Handoff, Recorder, TakeBack};
 use may::io::WaitIoWaker;
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The sales that are open, by their start, all behind one lock: a turn takes it once, and whoever has it sees
@@ -64,8 +63,8 @@ pub struct Parts {
     pub sales: Sales,
     /// What may be sold, from the keeper.
     pub gate: Gate,
-    /// This process' instance number.
-    pub instance: u64,
+    /// The numbers of this life's holds.
+    pub numbers: HoldNumbers,
     /// The way to the ledger.
     pub recorder: Arc<Recorder>,
 }
@@ -86,7 +85,6 @@ struct Desk {
 /// The embedded inventory.
 pub struct EmbeddedInventory {
     parts: Parts,
-    counter: AtomicU64,
     desks: Vec<Desk>,
 }
 
@@ -100,7 +98,7 @@ impl EmbeddedInventory {
             desks.push(Desk { core, waker: bell.waker(), pending: Mutex::new(Vec::new()) });
             bells.push(bell);
         }
-        let inventory = Arc::new(EmbeddedInventory { parts, counter: AtomicU64::new(0), desks });
+        let inventory = Arc::new(EmbeddedInventory { parts, desks });
         for (core, bell) in bells.into_iter().enumerate() {
             let inventory = inventory.clone();
             cores.spawn_vital(core, "the driver of a core's requests", move || inventory.drive(core, &bell))?;
@@ -164,24 +162,25 @@ impl EmbeddedInventory {
         let Some(sale) = asked else { return (SaleId(0), Outcome::Unavailable, None) };
         let terms = *sale.terms();
         let decision = match *request {
-            Request::Checkout { user, item } => match self.number() {
+            Request::Checkout { user, item } => match self.parts.numbers.peek() {
                 Some(number) => sale.checkout(now_ms, number, user, item),
                 None => return (terms.sale, Outcome::Unavailable, None),
             },
             Request::Purchase { hold } => sale.purchase(now_ms, hold.number),
         };
         match decision {
-            Decision::Decided { outcome, record } => (terms.sale, outcome, record),
+            Decision::Decided { outcome, record } => {
+                if let Outcome::Held { .. } = outcome {
+                    // Only now, and under the lock: a refusal uses up no number.
+                    self.parts.numbers.take(1);
+                }
+                (terms.sale, outcome, record)
+            }
             Decision::NotOn { now_ms } if now_ms >= terms.ends_ms && matches!(request, Request::Purchase { .. }) => {
                 (terms.sale, Outcome::InvalidCode, None)
             }
             Decision::NotOn { .. } | Decision::Duplicate => (terms.sale, Outcome::Unavailable, None),
         }
-    }
-
-    fn number(&self) -> Option<HoldNumber> {
-        let counter = self.counter.fetch_add(1, Ordering::Relaxed);
-        hold_number(self.parts.instance, Some(counter).filter(|c| *c <= MAX_COUNTER)?)
     }
 
     /// Hands over, or undoes at once what finds the channel full.
@@ -247,7 +246,7 @@ impl Inventory for EmbeddedInventory {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::domain::{HoldKey, Records};
+    use crate::domain::{HoldKey, HoldNumber, Records};
     use crate::inventory::memory::Stock;
 
     const TERMS: Terms =

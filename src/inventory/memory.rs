@@ -128,7 +128,9 @@ impl MemorySale {
         }
         // What is sold takes its items first; then the holds, the oldest first.
         let is_held = |(_, hold): &(HoldNumber, Hold)| hold.state == HoldState::Held;
-        let (held, settled): (Vec<_>, Vec<_>) = found.into_iter().partition(is_held);
+        let (mut held, settled): (Vec<_>, Vec<_>) = found.into_iter().partition(is_held);
+        // Numbers rise within one life of an instance only.
+        held.sort_by_key(|(number, hold)| (hold.taken_ms, *number));
         for (number, hold) in settled.into_iter().chain(held) {
             if hold.state == HoldState::Held && sale.free() == 0 {
                 sale.dropped += 1;

@@ -21,7 +21,7 @@ pub fn read(path: impl AsRef<Path>) -> String {
 }
 
 /// The fenced blocks of a document that are marked with `language`.
-fn blocks<'a>(document: &'a str, language: &str) -> Vec<&'a str> {
+pub fn blocks<'a>(document: &'a str, language: &str) -> Vec<&'a str> {
     let fence = format!("```{language}\n");
     document.split(&fence).skip(1).filter_map(|rest| rest.split("\n```").next()).collect()
 }
@@ -66,7 +66,7 @@ fn block(wanted: Kind) -> String {
 }
 
 /// Runs shell from the repository's root as a reader would type it, with `replaced` in place of addresses and folders.
-fn run(block: &str, replaced: &[(&str, String)]) -> Output {
+pub fn run(block: &str, replaced: &[(&str, String)]) -> Output {
     let mut text = block.to_owned();
     for (from, to) in replaced {
         assert!(text.contains(from), "{from} is not in {block}");

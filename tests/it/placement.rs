@@ -4,7 +4,7 @@ use crate::support::clock;
 use crate::support::http::Client;
 use crate::support::servers::Redis;
 use flashsale::catalog::Catalog;
-use flashsale::code::Codes;
+use flashsale::code::{Codes, HoldNumbers};
 use flashsale::core::{self, Cores, Vitals};
 use flashsale::domain::{SaleId, Terms};
 use flashsale::http::listen;
@@ -21,7 +21,7 @@ use flashsale::redis::target::Target;
 use flashsale::service::{Answer, Session, Shop};
 use may::io::WaitIoWaker;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -108,12 +108,11 @@ fn start(redis: &Redis) -> (Arc<Recorded>, Server<Recorded>) {
     std::thread::spawn(move || while let Ok(Message::Records(_)) = inbox.receiver.recv() {});
     let shared = Shared {
         gate,
-        instance: 1,
+        numbers: HoldNumbers::starting_at(1, 0),
         recorder: Arc::new(recorder),
         ack_by_ledger: false,
         timeout: Duration::from_secs(5),
         suspicions: crossbeam_channel::bounded(1).0,
-        counter: AtomicU64::new(0),
     };
     let inventory = Arc::new(RedisInventory::start(cores, &target, shared).unwrap());
     let deadline = Instant::now() + Duration::from_secs(5);

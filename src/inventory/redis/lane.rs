@@ -185,7 +185,7 @@ impl Rider {
         let now_ms = state.now_ms(at);
         let view = state.view.load();
         let (terms, epoch) = (view.sale_at(now_ms).copied(), view.epoch);
-        let (Some(terms), Some(first)) = (terms, self.lane.shared.numbers(batch.len())) else {
+        let (Some(terms), Some(first)) = (terms, self.lane.shared.numbers.take(batch.len() as u64)) else {
             answer::refuse(batch, state);
             return;
         };

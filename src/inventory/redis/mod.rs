@@ -9,9 +9,9 @@ mod lane;
 pub mod scripts;
 
 use super::{Gate, Inventory, Suspicion};
-use crate::code::{MAX_COUNTER, hold_number};
+use crate::code::HoldNumbers;
 use crate::core::{Cores, Ticket, Waiter};
-use crate::domain::{HoldNumber, Outcome, Request};
+use crate::domain::{Outcome, Request};
 use crate::record::{Handoff, Recorder};
 use crate::redis::pipeline::{Link, Pipeline};
 use crate::redis::target::Target;
@@ -19,15 +19,14 @@ use crossbeam_channel::Sender;
 use lane::{Lane, Rider};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What all lanes share.
 pub struct Shared {
     /// What may be sold, from the keeper.
     pub gate: Gate,
-    /// This process' instance number.
-    pub instance: u64,
+    /// The numbers of this life's holds.
+    pub numbers: HoldNumbers,
     /// The way to the ledger.
     pub recorder: Arc<Recorder>,
     /// Whether a purchase is answered only once the ledger has it.
@@ -36,18 +35,9 @@ pub struct Shared {
     pub timeout: Duration,
     /// Where the keeper hears of what looks wrong.
     pub suspicions: Sender<Suspicion>,
-    /// The next hold's counter.
-    pub counter: AtomicU64,
 }
 
 impl Shared {
-    /// `count` hold numbers in a row that nobody else has, from the first; `None` when there are no more.
-    fn numbers(&self, count: usize) -> Option<HoldNumber> {
-        let first = self.counter.fetch_add(count as u64, Ordering::Relaxed);
-        hold_number(self.instance, first.checked_add(count as u64).filter(|last| *last <= MAX_COUNTER)?)?;
-        hold_number(self.instance, first)
-    }
-
     /// Tells the keeper. A full channel means that he has enough to look into.
     fn suspect(&self, suspicion: Suspicion) {
         let _ = self.suspicions.try_send(suspicion);

@@ -9,7 +9,7 @@ use super::link::Link;
 use super::schema::migrate;
 use super::session::{Failure, Session, Wire};
 use super::{READ_LIMIT, WORK_LIMIT};
-use crate::code::{Codes, KEY_BYTES};
+use crate::code::{Codes, KEY_BYTES, MAX_COUNTER, MAX_INSTANCE, hold_number};
 use crate::domain::{HoldNumber, Id, SaleId, Terms};
 use crate::ledger::{Fence, HoldRow, Ledger, LedgerError, LedgerId, SaleRow};
 use bytes::BytesMut;
@@ -144,8 +144,18 @@ impl Ledger for PostgresLedger {
 
     fn new_instance(&mut self) -> Result<u64, LedgerError> {
         self.run(async |wire| {
-            let row = wire.client.query_one("SELECT nextval('instances')", &[]).await?;
-            number(&row, 0)
+            loop {
+                let row = wire.client.query_one("SELECT nextval('instances')", &[]).await?;
+                let instance = number(&row, 0)?;
+                let (Some(first), Some(last)) = (hold_number(instance, 0), hold_number(instance, MAX_COUNTER)) else {
+                    return Err(Failure::refused(format!("the instance {instance} is beyond {MAX_INSTANCE}")));
+                };
+                let used = wire.client.query_one(IS_USED, &[&signed(first.0)?, &signed(last.0)?]).await?;
+                if !used.try_get::<_, bool>(0)? {
+                    return Ok(instance);
+                }
+                tracing::warn!(instance, "the ledger gave out this instance's number before: it was restored");
+            }
         })
     }
 
@@ -203,6 +213,11 @@ impl Ledger for PostgresLedger {
 
 /// The columns that [`sale_row`] reads.
 const SALE: &str = "sale_id, items, user_limit, hold_ms, starts_at, ends_at, opened";
+
+/// Whether a sale that has not ended has holds of an instance already, from the first to the last number that it may give
+/// out. Then the sequence was restored to an earlier moment, and reconciliation has written those rows since.
+const IS_USED: &str = "SELECT EXISTS (SELECT 1 FROM sales s WHERE s.ends_at > now() AND EXISTS \
+    (SELECT 1 FROM ledger_holds h WHERE h.sale_id = s.sale_id AND h.hold BETWEEN $1 AND $2))";
 
 /// Checkouts in a page: read in a fraction of a second.
 const PAGE: i64 = 20_000;
