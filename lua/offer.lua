@@ -4,13 +4,13 @@
 -- ARGV   1 the epoch, then for each record: 'H' or 'P', hold number, user, item, taken (or 0), expires (or 0),
 --        purchased (or 0); times in unix ms
 -- Reply  'K <marks>'  a mark for each record: F it fits (it is in the state now, or was), M it does not
---        'N', 'E <epoch>', 'C <status>', 'T <now>' as in checkout.lua; nothing was changed by any of these. Facts of a
+--        'N', 'E <epoch>', 'C <status>', 'T <now>', 'Q' as in checkout.lua; nothing was changed by any of these. Facts of a
 --        sale that has ended are judged by the ledger: nobody rebuilds its state, which may lack some
 -- Holds  free + held + purchased = items; `taken` counts the holds whose checkout is known; nobody gets above the
 --        limit; a hold that is put back gets the whole hold time again, so that the queue stays in the order of expiry
 
 local state, queue = KEYS[1], KEYS[2]
-local terms = redis.call('HMGET', state, 'epoch', 'status', 'limit', 'hold', 'end', 'clock')
+local terms = redis.call('HMGET', state, 'epoch', 'status', 'limit', 'hold', 'end', 'clock', 'queue')
 if not terms[1] then return 'N' end
 if terms[1] ~= ARGV[1] then return 'E ' .. terms[1] end
 if terms[2] ~= 'open' then return 'C ' .. terms[2] end
@@ -18,6 +18,7 @@ local time = redis.call('TIME')
 local now = math.max(time[1] * 1000 + math.floor(time[2] / 1000), tonumber(terms[6]))
 local limit, ends = tonumber(terms[3]), tonumber(terms[5])
 if now >= ends then return 'T ' .. now end
+if redis.call('LLEN', queue) ~= tonumber(terms[7]) then return 'Q' end
 local renewed = math.min(now + tonumber(terms[4]), ends)
 
 -- Takes one of the free items for `user`; false if there is none or he has his share.

@@ -5,10 +5,13 @@
 -- Reply  'K' opened, 'E <epoch>' a newer epoch is there, 'O' this epoch sells there already, 'N' nothing of this epoch
 --        was built; nothing was changed by the last three
 -- Holds  the state sells from now on, with free + held + purchased = items; what sells is never replaced under its
---        own epoch: whoever was frozen between building and opening has built something old
+--        own epoch: whoever was frozen between building and opening has built something old. What is no state at all
+--        (another type, an epoch that no ledger gives out) is replaced
 
-local there = redis.call('HMGET', KEYS[1], 'epoch', 'status')
-if there[1] and tonumber(there[1]) > tonumber(ARGV[1]) then return 'E ' .. there[1] end
+local there = {}
+if redis.call('TYPE', KEYS[1]).ok == 'hash' then there = redis.call('HMGET', KEYS[1], 'epoch', 'status') end
+local newer = there[1] and tonumber(there[1])
+if newer and newer > tonumber(ARGV[1]) and newer <= 2147483647 then return 'E ' .. there[1] end
 if there[1] == ARGV[1] and there[2] == 'open' then return 'O' end
 if redis.call('HGET', KEYS[3], 'epoch') ~= ARGV[1] then return 'N' end
 redis.call('UNLINK', KEYS[1], KEYS[2])

@@ -80,6 +80,7 @@ pub struct Keeper {
     looked: Option<Instant>,
     opened: Option<Instant>,
     pub(super) upkeep: super::upkeep::Upkeep,
+    pub(super) reconciliation: super::reconcile::Reconciliation,
     trouble: Option<String>,
     pub(super) refusals: super::refusals::Refusals,
     pub(super) warned: Option<Terms>,
@@ -107,6 +108,7 @@ impl Keeper {
             looked: None,
             opened: None,
             upkeep: Default::default(),
+            reconciliation: Default::default(),
             trouble: None,
             refusals: Default::default(),
             warned: None,
@@ -137,14 +139,17 @@ impl Keeper {
     /// Watches over the sales until `stop` is closed or says so.
     pub fn run(mut self, inventory: Arc<dyn Inventory>, cores: usize, stop: &Receiver<()>) {
         self.inventory = Some((inventory, cores));
+        // An earlier life of this instance may have left records with Redis alone.
+        self.upkeep.quicken();
         loop {
+            let pause = if self.reconciliation.is_busy() { MIN_ROUND } else { ROUND };
             select! {
                 recv(stop) -> _ => return self.finish(),
                 recv(self.suspicions) -> suspicion => {
                     suspicion.into_iter().for_each(|s| self.note(s));
                     std::thread::sleep(MIN_ROUND);
                 }
-                default(ROUND) => {}
+                default(pause) => {}
             }
             while let Ok(suspicion) = self.suspicions.try_recv() {
                 self.note(suspicion);
@@ -177,7 +182,7 @@ impl Keeper {
             // Redis' absence is no loss; what it is like when it is back is looked at each round.
             Suspicion::Away(_) => return,
             // What these calls decided has no other way into the ledger than reconciliation.
-            Suspicion::LostCalls => return self.upkeep.hurry(),
+            Suspicion::LostCalls => return self.upkeep.quicken(),
             // New connections lead to another Redis than the keeper's: it has to look at that one.
             Suspicion::Identity(_) => return self.store.reconnect(),
             // Said of a sale that is not open any more, or of an epoch that has been left since.
@@ -293,6 +298,8 @@ impl Keeper {
             }
             self.ledger.join(self.epoch.number).map_err(|e| e.to_string())?;
         }
+        let members = self.ledger.members(self.epoch.number).map_err(|e| e.to_string())?;
+        self.upkeep.see_members(self.epoch.number, members);
         Ok(())
     }
 

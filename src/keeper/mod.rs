@@ -3,6 +3,7 @@
 //! The one plain thread that talks to inventory and ledger both. Owns the view that the cores sell by. Invariant:
 //! nothing is sold while there is a doubt whether Redis has lost something. Refuses to know requests.
 
+pub mod build;
 pub mod calendar;
 pub mod distributed;
 pub mod embedded;
@@ -10,6 +11,7 @@ mod layout;
 pub mod merge;
 mod offer;
 mod opening;
+mod reconcile;
 mod recovery;
 mod refusals;
 mod server_check;

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 const CHUNK: usize = 200;
 /// How long the openers' lock is kept for records of ended sales, or for such that cannot be placed: the others need it.
 const TURN: Duration = Duration::from_millis(500);
+/// Why late records of an ended sale are left for the next round.
+const GAVE_WAY: &str = "late records of an ended sale wait: the openers' lock is needed";
 /// Records that are written at once, about.
 const BATCH: usize = 2_000;
 
@@ -134,25 +136,45 @@ impl Keeper {
     }
 
     /// All purchases that are known of a sale that has ended. Its state may be gone, or be one that no instance rebuilt.
+    /// Reads in steps, and lets go of the openers' lock when it is needed to sell: the records wait for the next round.
     fn sold(&mut self, sale: SaleId) -> Result<Sold, String> {
         let rows = self.ledger.sales(sale.0.saturating_mul(1000)).map_err(|e| e.to_string())?;
         let terms = rows.iter().find(|row| row.terms.sale == sale).map(|row| row.terms);
         let (items, user_limit) = terms.map_or((0, 0), |terms| (terms.items, terms.user_limit));
         let mut sold = Sold { items, user_limit, purchased: HashSet::new(), users: HashMap::new() };
-        let each = &mut |row: HoldRow| {
-            if row.purchased_ms.is_some() {
-                sold.add(row.number, row.user);
+        // Redis before the ledger: what another instance clears away meanwhile is in the ledger by then.
+        let mut cursor = 0;
+        loop {
+            let each = &mut |number, known: Known| {
+                if known.purchased_ms.is_some() {
+                    sold.add(HoldNumber(number), known.user);
+                }
+            };
+            (cursor, _) = self.store.some_holds(sale, cursor, each)?;
+            if cursor == 0 {
+                break;
             }
-        };
-        self.ledger.holds(sale, each).map_err(|e| e.to_string())?;
-        let each = &mut |number, known: Known| {
-            if known.purchased_ms.is_some() {
-                sold.add(HoldNumber(number), known.user);
+            self.gives_way()?;
+        }
+        let mut after = None;
+        loop {
+            let each = &mut |row: HoldRow| {
+                if row.purchased_ms.is_some() {
+                    sold.add(row.number, row.user);
+                }
+            };
+            after = self.ledger.page_of_holds(sale, after, each).map_err(|e| e.to_string())?;
+            if after.is_none() {
+                return Ok(sold);
             }
-        };
-        let ledger = &mut self.ledger;
-        self.store.holds(sale, each, &mut || ledger.still_opening().map_err(|e| e.to_string()))?;
-        Ok(sold)
+            self.gives_way()?;
+        }
+    }
+
+    /// `Err` if the openers' lock is gone, or an instance that cannot sell needs it: this one, or another.
+    fn gives_way(&mut self) -> Result<(), String> {
+        let urgent = self.ledger.opening_is_urgent().map_err(|e| e.to_string())?;
+        if urgent || !self.suspicions.is_empty() { Err(GAVE_WAY.into()) } else { Ok(()) }
     }
 }
 

@@ -3,11 +3,12 @@
 //! Invariant: between closing and opening, no instance sells; what is opened holds all that the ledger and Redis
 //! remember. Every step may be the last one of this process: the next one to come finds a doubt and begins again.
 
+use super::build::Built;
 use super::distributed::Keeper;
 use super::merge::{Known, Rebuilt, Union};
-use super::store::{Built, Condition};
+use super::store::Condition;
 use crate::domain::{HoldNumber, Record, RecordKind, Records, SaleId, Terms};
-use crate::ledger::{Epoch, HoldRow, LedgerError};
+use crate::ledger::{Epoch, Fence, HoldRow, LedgerError};
 use crate::record::Message;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -27,6 +28,8 @@ const COMMIT_WAIT: Duration = Duration::from_millis(500);
 const EVICT_WAIT: Duration = Duration::from_secs(2);
 /// How long this instance's own calls and records may take to be done.
 const OWN_DRAIN: Duration = Duration::from_secs(2);
+/// How often the holder of the openers' lock gives a sign of life: its session ends after three seconds of silence.
+const SIGN_EVERY: Duration = Duration::from_millis(500);
 /// Records that the ledger lacks are written in batches of this size.
 const BATCH: usize = 2_000;
 
@@ -38,7 +41,17 @@ impl Keeper {
         wait: Duration,
         work: impl FnOnce(&mut Keeper) -> Result<(), String>,
     ) -> Result<bool, String> {
-        if !self.ledger.lock_opening(wait).map_err(|e| was_away(&mut self.ledger_away, &e))? {
+        self.locked(wait, false, work)
+    }
+
+    /// [`Keeper::with_opening_lock`]. An `urgent` caller is given way by work that can wait: see [`super::offer`].
+    fn locked(
+        &mut self,
+        wait: Duration,
+        urgent: bool,
+        work: impl FnOnce(&mut Keeper) -> Result<(), String>,
+    ) -> Result<bool, String> {
+        if !self.ledger.lock_opening(wait, urgent).map_err(|e| was_away(&mut self.ledger_away, &e))? {
             return Ok(false);
         }
         let done = work(self);
@@ -49,8 +62,9 @@ impl Keeper {
     /// Settles a doubt. Selling has stopped on this instance.
     pub(super) fn recover(&mut self) -> Result<(), String> {
         let begun = Instant::now();
+        self.drop_reconciliation();
         self.stand_aside()?;
-        if !self.with_opening_lock(LOCK_WAIT, Keeper::recover_locked)? {
+        if !self.locked(LOCK_WAIT, true, Keeper::recover_locked)? {
             return Err("another instance is opening sales".into());
         }
         self.doubt = None;
@@ -249,8 +263,7 @@ impl Keeper {
     }
 
     fn build(&mut self, terms: &Terms, epoch: u64, rebuilt: &Rebuilt) -> Result<Built, String> {
-        let ledger = &mut self.ledger;
-        self.store.build(terms, epoch, rebuilt, &mut || ledger.still_opening().map_err(|e| e.to_string()))
+        self.store.build(terms, epoch, rebuilt, &mut signs_of_life(&mut *self.ledger))
     }
 
     /// What is known of a sale, all of which is in the ledger afterwards; and whether Redis' side could be read wholly.
@@ -264,10 +277,8 @@ impl Keeper {
             union.ledger(row.number.0, known(&row));
         };
         self.ledger.holds(terms.sale, each).map_err(|e| e.to_string())?;
-        let ledger = &mut self.ledger;
-        let alive = &mut || ledger.still_opening().map_err(|e| e.to_string());
         let each = &mut |number, known| union.redis(number, known, with_checkout.contains(&number));
-        let whole = self.store.holds(terms.sale, each, alive)?;
+        let whole = self.store.holds(terms.sale, each, &mut signs_of_life(&mut *self.ledger))?;
         self.add_missing(terms.sale, epoch, &union.missing)?;
         let now_ms = self.store.now_ms()?;
         let rebuilt = union.rebuild(terms, now_ms);
@@ -292,6 +303,19 @@ impl Keeper {
                 .map_err(|e| e.to_string())?;
         }
         Ok((rebuilt, whole))
+    }
+}
+
+/// Tells the server of the openers' lock now and then that its holder lives, and fails once it is another's. Not each time
+/// that it is called: that would be a round trip for each piece of work.
+fn signs_of_life(ledger: &mut dyn Fence) -> impl FnMut() -> Result<(), String> {
+    let mut last = Instant::now();
+    move || {
+        if last.elapsed() < SIGN_EVERY {
+            return Ok(());
+        }
+        last = Instant::now();
+        ledger.still_opening().map_err(|e| e.to_string())
     }
 }
 

@@ -5,8 +5,9 @@
 //! Invariant: the end is found without shoppers, since a load balancer sends none to an unhealthy instance. Leaves to
 //! others whether Redis can be reached, and what it has lost.
 
+use super::build::BUILD_SECONDS;
 use super::distributed::{Keeper, is_due};
-use super::store::{BUILD_SECONDS, Store};
+use super::store::Store;
 use crate::inventory::redis::scripts;
 use crate::ledger::trouble::Trouble;
 use redis::cmd;

@@ -1,27 +1,61 @@
-//! Sales' states in Redis, for plain threads: reading, building, opening, closing.
+//! Sales' states in Redis, for plain threads: reading and closing them.
 //!
-//! Owns the keeper's connection, and the steps in which a state comes and goes. Refuses to decide when anything of it
-//! is to happen.
+//! Owns the keeper's connection. Building and opening a state is [`super::build`]'s. Refuses to decide when anything of
+//! it is to happen.
 
-use super::layout::{entry_expires_ms, queue_entry, read_record, write_record};
-use super::merge::{Known, Place, Rebuilt};
+use super::layout::{entry_expires_ms, read_record};
+use super::merge::Known;
 use super::server_check;
-use crate::domain::{Id, SaleId, Terms};
+use crate::domain::{SaleId, Terms};
 use crate::inventory::identity;
 use crate::inventory::redis::scripts::{self, queue_key, state_key};
 use crate::redis::target::Target;
-use redis::{Cmd, Connection, FromRedisValue, Pipeline, RedisResult, cmd};
+use redis::{Cmd, Connection, FromRedisValue, Pipeline, RedisResult, Value, cmd, from_redis_value_ref};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Holds that are read or written in one command: Redis is busy for about a millisecond.
-const CHUNK: usize = 500;
+pub(super) const CHUNK: usize = 500;
+/// Holds that are read in one command of a sale that does not sell: a dozen milliseconds, and a twentieth of the round trips.
+const WIDE_CHUNK: usize = 10_000;
 /// How long a sale's keys outlive it at most, in seconds: a backstop for deployments that are given up.
-const KEEP_SECONDS: u64 = 7 * 24 * 3600;
-/// How long a state that was never opened lies about, in seconds; counted anew from each chunk.
-pub(super) const BUILD_SECONDS: u64 = 300;
+pub(super) const KEEP_SECONDS: u64 = 7 * 24 * 3600;
 /// Keys that are looked through in one command.
 const SCAN: usize = 1_000;
+
+/// The fields of a state that are no hold's and no user's, and have to be numbers, after the first two.
+const META: &[&str] = &[
+    "epoch",
+    "status",
+    "queue",
+    "items",
+    "free",
+    "held",
+    "purchased",
+    "taken",
+    "clock",
+    "limit",
+    "hold",
+    "start",
+    "end",
+];
+/// The highest epoch that a ledger gives out.
+const MAX_EPOCH: u64 = i32::MAX as u64;
+
+/// Whether Redis refused a command for the key's type; `Err` if it refused for another reason.
+fn is_wrong_type(reply: &Value) -> Result<bool, String> {
+    match reply {
+        Value::ServerError(error) if error.code() == "WRONGTYPE" => Ok(true),
+        Value::ServerError(error) => Err(format!("Redis refuses: {error}")),
+        _ => Ok(false),
+    }
+}
+
+/// Whether the items are all there. More can be purchased than there are only where the ledger says so.
+fn is_balanced(items: u64, free: u64, held: u64, purchased: u64) -> bool {
+    let taken = held.saturating_add(purchased);
+    free.saturating_add(taken) == items.max(taken)
+}
 
 /// What a sale's state is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +68,8 @@ pub enum Condition {
     Epoch(u64),
     /// It does not sell.
     Closed,
-    /// Its queue is not the one it knows.
+    /// It is no state that a script can go on from: its queue is not the one it knows, its numbers do not add up, or a
+    /// key is of another type.
     Damaged,
 }
 
@@ -76,7 +111,7 @@ impl Store {
         })
     }
 
-    fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, String> {
+    pub(super) fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, String> {
         self.run(|connection| command.query(connection))
     }
 
@@ -115,14 +150,37 @@ impl Store {
     pub fn condition(&mut self, sale: SaleId, epoch: u64) -> Result<Condition, String> {
         let (state, queue) = (state_key(sale), queue_key(sale));
         let mut pipe = Pipeline::new();
-        pipe.atomic().cmd("HMGET").arg(&state).arg(&["epoch", "status", "queue"][..]).cmd("LLEN").arg(&queue);
-        type Found = ((Option<u64>, Option<String>, Option<u64>), u64);
-        let ((theirs, status, length), actual): Found = self.run(|connection| pipe.query(connection))?;
-        Ok(match (theirs, status.as_deref()) {
-            (None, _) => Condition::Missing,
-            (Some(theirs), _) if theirs != epoch => Condition::Epoch(theirs),
-            (_, Some("open")) if length == Some(actual) => Condition::Good,
-            (_, Some("open")) => Condition::Damaged,
+        pipe.atomic().ignore_errors();
+        pipe.cmd("HMGET").arg(&state).arg(META).cmd("LLEN").arg(&queue);
+        let found: Vec<Value> = self.run(|connection| pipe.query(connection))?;
+        let [fields, length] = found.as_slice() else { return Err("Redis answers a transaction with another".into()) };
+        if is_wrong_type(fields)? || is_wrong_type(length)? {
+            return Ok(Condition::Damaged);
+        }
+        let fields: Vec<Option<Vec<u8>>> = from_redis_value_ref(fields).map_err(|e| e.to_string())?;
+        let actual: u64 = from_redis_value_ref(length).map_err(|e| e.to_string())?;
+        let texts = fields.iter().map(|field| std::str::from_utf8(field.as_deref()?).ok());
+        let texts: Vec<Option<&str>> = texts.collect();
+        let [Some(theirs), status, numbers @ ..] = texts.as_slice() else {
+            return Ok(if fields.first().is_some_and(Option::is_some) {
+                Condition::Damaged
+            } else {
+                Condition::Missing
+            });
+        };
+        // What no instance has written is no epoch, and must not be counted on from.
+        let Some(theirs) = theirs.parse::<u64>().ok().filter(|number| *number <= MAX_EPOCH) else {
+            return Ok(Condition::Damaged);
+        };
+        let numbers: Option<Vec<u64>> = numbers.iter().map(|text| text.and_then(|text| text.parse().ok())).collect();
+        Ok(match (*status, numbers.as_deref()) {
+            _ if theirs != epoch => Condition::Epoch(theirs),
+            (Some("open"), Some([length, items, free, held, purchased, ..]))
+                if *length == actual && is_balanced(*items, *free, *held, *purchased) =>
+            {
+                Condition::Good
+            }
+            (Some("open"), _) => Condition::Damaged,
             _ => Condition::Closed,
         })
     }
@@ -174,17 +232,20 @@ impl Store {
         Ok(sales)
     }
 
-    /// What `sale` has in Redis by its own clock; `None` if it has no state.
+    /// What `sale` has in Redis by its own clock; `None` if it has no state that can be read.
     pub fn counts(&mut self, sale: SaleId) -> Result<Option<Counts>, String> {
+        if self.ask::<String>(cmd("TYPE").arg(state_key(sale)))? != "hash" {
+            return Ok(None);
+        }
         let fields = &["clock", "taken", "purchased", "apart"][..];
-        type Found = (Option<u64>, Option<u64>, Option<u64>, Option<u64>);
-        let found: Found = self.ask(cmd("HMGET").arg(state_key(sale)).arg(fields))?;
-        let (Some(upto_ms), Some(taken), Some(purchased), apart) = found else { return Ok(None) };
-        Ok(Some(Counts { upto_ms, taken: taken + apart.unwrap_or(0), purchased }))
+        let found: Vec<Option<String>> = self.ask(cmd("HMGET").arg(state_key(sale)).arg(fields))?;
+        let number = |at: usize| found.get(at)?.as_deref()?.parse::<u64>().ok();
+        let (Some(upto_ms), Some(taken), Some(purchased)) = (number(0), number(1), number(2)) else { return Ok(None) };
+        Ok(Some(Counts { upto_ms, taken: taken + number(3).unwrap_or(0), purchased }))
     }
 
     /// Calls `each` for every hold that Redis remembers of `sale`, for some twice. `alive` is asked after each chunk.
-    /// Says whether all of them could be read.
+    /// Says whether all of them could be read. For a state that does not sell: the chunks are large ones.
     pub fn holds(
         &mut self,
         sale: SaleId,
@@ -193,18 +254,8 @@ impl Store {
     ) -> Result<bool, String> {
         let (mut cursor, mut whole) = (0u64, true);
         loop {
-            let mut scan = cmd("HSCAN");
-            scan.arg(state_key(sale)).arg(cursor).arg("MATCH").arg("h:*").arg("COUNT").arg(CHUNK);
-            let (next, found): (u64, Vec<(String, Vec<u8>)>) = self.ask(&scan)?;
-            for (field, record) in found {
-                match field.strip_prefix("h:").and_then(|n| n.parse().ok()).zip(read_record(&record)) {
-                    Some((number, known)) => each(number, known),
-                    None => {
-                        whole = false;
-                        tracing::error!(%sale, field, "a hold in Redis that cannot be read");
-                    }
-                }
-            }
+            let (next, readable) = self.scan_holds(sale, cursor, WIDE_CHUNK, each)?;
+            whole &= readable;
             if next == 0 {
                 return Ok(whole);
             }
@@ -213,124 +264,46 @@ impl Store {
         }
     }
 
-    /// Builds `sale`'s state for `epoch` beside what is there, under names that nobody else uses. [`Store::open`] puts
-    /// it in place. `alive` is asked after each chunk.
-    pub fn build(
+    /// A chunk of [`Store::holds`], for a state that sells: from `cursor` on, which is 0 at first. Returns the next one,
+    /// 0 at the end, and whether all of the chunk could be read.
+    pub fn some_holds(
         &mut self,
-        terms: &Terms,
-        epoch: u64,
-        rebuilt: &Rebuilt,
-        alive: &mut dyn FnMut() -> Result<(), String>,
-    ) -> Result<Built, String> {
-        let built = Built::name(terms, epoch);
-        let done = self.fill(&built, rebuilt, alive);
-        if done.is_err() {
-            self.discard(&built);
-        }
-        done.map(|()| built)
+        sale: SaleId,
+        cursor: u64,
+        each: &mut dyn FnMut(u64, Known),
+    ) -> Result<(u64, bool), String> {
+        self.scan_holds(sale, cursor, CHUNK, each)
     }
 
-    /// Removes a state that was built and will not be opened: it would take up memory until it expires.
-    pub fn discard(&mut self, built: &Built) {
-        let removed: Result<(), String> = self.ask(cmd("UNLINK").arg(&built.state).arg(&built.queue));
-        if let Err(why) = removed {
-            tracing::debug!("a state that was built is left to expire: {why}");
-        }
-    }
-
-    fn fill(
+    fn scan_holds(
         &mut self,
-        built: &Built,
-        rebuilt: &Rebuilt,
-        alive: &mut dyn FnMut() -> Result<(), String>,
-    ) -> Result<(), String> {
-        let Built { state, queue, .. } = built;
-        let holds: Vec<_> = rebuilt.holds.iter().collect();
-        let mut users = std::collections::HashMap::<Id, u64>::new();
-        for chunk in holds.chunks(CHUNK) {
-            let mut set = cmd("HSET");
-            set.arg(state);
-            for (number, (known, place)) in chunk {
-                set.arg(format!("h:{number}")).arg(write_record(known, *place));
-                if *place != Place::Expired {
-                    *users.entry(known.user).or_default() += 1;
+        sale: SaleId,
+        cursor: u64,
+        count: usize,
+        each: &mut dyn FnMut(u64, Known),
+    ) -> Result<(u64, bool), String> {
+        let mut scan = cmd("HSCAN");
+        scan.arg(state_key(sale)).arg(cursor).arg("MATCH").arg("h:*").arg("COUNT").arg(count);
+        type Found = (u64, Vec<(Vec<u8>, Vec<u8>)>);
+        let found = self.run(|connection| match scan.query::<Found>(connection) {
+            Err(e) if e.code() == Some("WRONGTYPE") => Ok(None),
+            found => found.map(Some),
+        })?;
+        // A key of another type has no holds, and is not to be trusted.
+        let Some((next, found)) = found else { return Ok((0, false)) };
+        let mut whole = true;
+        for (field, record) in found {
+            let number = std::str::from_utf8(&field).ok().and_then(|field| field.strip_prefix("h:")?.parse().ok());
+            match number.zip(read_record(&record)) {
+                Some((number, known)) => each(number, known),
+                None => {
+                    whole = false;
+                    let field = String::from_utf8_lossy(&field);
+                    tracing::error!(%sale, %field, "a hold in Redis that cannot be read");
                 }
             }
-            self.add(set, state)?;
-            alive()?;
         }
-        let users: Vec<_> = users.into_iter().collect();
-        for chunk in users.chunks(CHUNK) {
-            let mut set = cmd("HSET");
-            set.arg(state);
-            for (user, count) in chunk {
-                set.arg([b"u:", user.as_bytes()].concat()).arg(*count);
-            }
-            self.add(set, state)?;
-            alive()?;
-        }
-        let mut live: Vec<_> = holds.iter().filter(|(_, (_, place))| *place == Place::Held).collect();
-        live.sort_by_key(|(number, (known, _))| (known.expires_ms, **number));
-        for chunk in live.chunks(CHUNK) {
-            let mut push = cmd("RPUSH");
-            push.arg(queue);
-            for (number, (known, _)) in chunk {
-                push.arg(queue_entry(**number, known));
-            }
-            self.add(push, queue)?;
-            alive()?;
-        }
-        self.build_terms(built, rebuilt)
-    }
-
-    /// Adds to a key that disappears by itself unless it is opened.
-    fn add(&mut self, command: Cmd, key: &str) -> Result<(), String> {
-        let mut pipe = Pipeline::new();
-        pipe.atomic().add_command(command).cmd("EXPIRE").arg(key).arg(BUILD_SECONDS);
-        self.run(|connection| pipe.exec(connection))
-    }
-
-    fn build_terms(&mut self, built: &Built, rebuilt: &Rebuilt) -> Result<(), String> {
-        let Built { terms, epoch, state, queue } = built;
-        let free = terms.items.saturating_sub(rebuilt.purchased + rebuilt.held);
-        let with_checkout = |known: &&Known| known.has_checkout();
-        let taken = rebuilt.holds.values().map(|(known, _)| known).filter(with_checkout).count() as u64;
-        let apart = rebuilt.misfits.iter().map(|(_, known)| known).filter(with_checkout).count() as u64;
-        let mut set = cmd("HSET");
-        set.arg(state).arg("epoch").arg(epoch).arg("status").arg("open");
-        for (field, value) in [
-            ("items", terms.items),
-            ("limit", terms.user_limit),
-            ("hold", terms.hold_ms),
-            ("start", terms.starts_ms),
-            ("end", terms.ends_ms),
-            // Time does not go back behind what is recorded, even if this Redis' clock is behind the last one's.
-            ("clock", rebuilt.clock_ms),
-            ("free", free),
-            ("held", rebuilt.held),
-            ("purchased", rebuilt.purchased),
-            ("taken", taken),
-            // Holds that are in the ledger and not in here.
-            ("apart", apart),
-            ("queue", rebuilt.held),
-        ] {
-            set.arg(field).arg(value);
-        }
-        self.add(set, state)?;
-        if rebuilt.held > 0 { self.ask(cmd("EXPIRE").arg(queue).arg(BUILD_SECONDS)) } else { Ok(()) }
-    }
-
-    /// Puts a state in place that was built. `Err` if a newer epoch is there, or this one sells already.
-    pub fn open(&mut self, built: &Built) -> Result<(), String> {
-        let Built { terms, epoch, state, queue } = built;
-        let until = terms.ends_ms / 1000 + KEEP_SECONDS;
-        let mut eval = cmd("EVAL");
-        eval.arg(scripts::OPEN).arg(4).arg(state_key(terms.sale)).arg(queue_key(terms.sale)).arg(state).arg(queue);
-        let reply: String = self.ask(eval.arg(epoch).arg(until))?;
-        match reply.as_str() {
-            "K" => Ok(()),
-            other => Err(format!("sale {} was not opened under epoch {epoch}: Redis says {other}", terms.sale)),
-        }
+        Ok((next, whole))
     }
 
     /// Has the stock of an open sale take back all that has expired by now: a checkout script without checkouts.
@@ -358,23 +331,5 @@ impl Store {
     /// Removes all that there is of `sale`.
     pub fn unlink(&mut self, sale: SaleId) -> Result<(), String> {
         self.ask(cmd("UNLINK").arg(state_key(sale)).arg(queue_key(sale)))
-    }
-}
-
-/// A state that was built and not opened yet.
-pub struct Built {
-    terms: Terms,
-    epoch: u64,
-    state: String,
-    queue: String,
-}
-
-impl Built {
-    /// Names of one hash tag with the real ones, so that they can be renamed in a script, and of one builder, who may
-    /// have been frozen while another one came to build the same.
-    fn name(terms: &Terms, epoch: u64) -> Built {
-        let nonce = fastrand::u64(..);
-        let name = |key: String| format!("{key}:build:{epoch}:{nonce:x}");
-        Built { terms: *terms, epoch, state: name(state_key(terms.sale)), queue: name(queue_key(terms.sale)) }
     }
 }

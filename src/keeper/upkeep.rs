@@ -1,10 +1,10 @@
-//! Regular work: writing what the ledger lacks, and clearing away what has ended.
+//! Regular work: when what Redis and the ledger have is compared, and when it is looked for what has ended.
 //!
-//! Invariants: a row is written only of a fact that Redis holds; a sale's keys are removed only once the ledger has all
-//! that they hold. Refuses to judge: what does not agree is settled by rebuilding, elsewhere.
+//! Invariant: what Redis had of a sale at one comparison, the ledger has by the next one, or it is reconciled. Leaves to
+//! [`super::reconcile`] how missing rows are written, and settling what does not agree to a rebuilding.
 
 use super::distributed::{Keeper, is_due};
-use super::merge::lacking;
+use super::reconcile::Task;
 use super::store::Counts;
 use crate::domain::SaleId;
 use std::collections::HashMap;
@@ -13,36 +13,71 @@ use std::time::{Duration, Instant};
 
 /// How often ledger and Redis are compared for the sales that are open.
 const COMPARE_EVERY: Duration = Duration::from_secs(5);
-/// How often the sales that have ended are looked for, among all keys in Redis: however long nobody was there, what
-/// still has keys is found.
+/// How often they are compared while records may have no other way into the ledger: their instance is dead, or lost the
+/// replies that told of them.
+const COMPARE_QUICKLY: Duration = Duration::from_secs(1);
+/// For how long they are. Redis may have executed a call after its instance gave it up, and two comparisons make one.
+const QUICK_FOR: Duration = Duration::from_secs(4);
+/// How often the sales that have ended are looked for, among all keys in Redis: what still has keys is found, however long
+/// no instance was there.
 const SWEEP_EVERY: Duration = Duration::from_secs(15);
 /// After an outage or an overflow it does not wait that long, but this long: they come in series.
 const HURRY: Duration = Duration::from_secs(1);
-/// Only records older than this are reconciled, so that it does not collide with live writers.
+/// After an outage or an overflow, only records older than this are reconciled: the writers are busy with the others.
 const SETTLED_MS: u64 = 5_000;
 /// How long after its end a sale's state is cleared away.
 const CLEAR_AFTER_MS: u64 = 60_000;
 
 // All that a sale decided is settled when it is cleared away.
 const _: () = assert!(CLEAR_AFTER_MS > 2 * SETTLED_MS);
+// A record that is decided at the last moment is seen by one comparison, and found missing by the next.
+const _: () = assert!(QUICK_FOR.as_millis() > 3 * COMPARE_QUICKLY.as_millis());
 
 /// When what was done last.
 #[derive(Default)]
 pub(super) struct Upkeep {
     compared: Option<Instant>,
     swept: Option<Instant>,
-    /// What Redis had of each sale at the last comparison: by now the ledger should have it.
-    seen: HashMap<SaleId, Counts>,
+    /// What Redis had of each sale at the last comparison, and when: by the next one the ledger should have it.
+    seen: HashMap<SaleId, (Instant, Counts)>,
     overflowed: u64,
     /// How many had overflowed at the last comparison.
     overflowed_then: u64,
     hurried: bool,
+    quick_until: Option<Instant>,
+    /// The sessions of the members of an epoch, when they were looked at last.
+    members: (u64, Vec<i32>),
 }
 
 impl Upkeep {
-    /// Records may be missing: the next comparison is a thorough one, and comes soon.
+    /// Many records may be missing: the next comparison is a thorough one, and comes soon.
     pub(super) fn hurry(&mut self) {
         self.hurried = true;
+    }
+
+    /// Some records may be with Redis alone: comparisons follow each other quickly for a while.
+    pub(super) fn quicken(&mut self) {
+        self.quick_until = Some(Instant::now() + QUICK_FOR);
+    }
+
+    /// Takes note of the sessions that are members of `epoch`. One that is gone may be a dead instance's.
+    pub(super) fn see_members(&mut self, epoch: u64, sessions: Vec<i32>) {
+        let (before, known) = &self.members;
+        if *before == epoch && known.iter().any(|session| !sessions.contains(session)) {
+            tracing::info!(epoch, "an instance has left: what it may have left unwritten is looked for");
+            self.quicken();
+        }
+        self.members = (epoch, sessions);
+    }
+
+    /// Forgets a sale that is cleared away.
+    pub(super) fn forget(&mut self, sale: SaleId) {
+        self.seen.remove(&sale);
+    }
+
+    fn every(&self) -> Duration {
+        let is_quick = self.quick_until.is_some_and(|until| Instant::now() < until);
+        if is_quick { COMPARE_QUICKLY } else { COMPARE_EVERY }
     }
 }
 
@@ -61,8 +96,11 @@ impl Keeper {
             tracing::warn!(records, "the ledger cannot keep up: records are left to reconciliation");
             self.upkeep.hurry();
         }
+        if self.reconciliation.is_busy() {
+            return self.reconcile();
+        }
         let hurried = self.upkeep.hurried && is_due(self.upkeep.compared, HURRY);
-        if hurried || is_due(self.upkeep.compared, COMPARE_EVERY) {
+        if hurried || is_due(self.upkeep.compared, self.upkeep.every()) {
             self.upkeep.compared = Some(Instant::now());
             self.compare_open_sales(hurried)?;
             if hurried {
@@ -73,7 +111,7 @@ impl Keeper {
             self.upkeep.swept = Some(Instant::now());
             self.sweep()?;
         }
-        Ok(())
+        self.reconcile()
     }
 
     fn compare_open_sales(&mut self, thorough: bool) -> Result<(), String> {
@@ -82,9 +120,10 @@ impl Keeper {
         let mut lacking = false;
         let started: Vec<SaleId> = self.open.iter().filter(|t| t.starts_ms <= now_ms).map(|t| t.sale).collect();
         for sale in started {
-            if self.is_lacking(sale, thorough)? {
+            if let Some(upto_ms) = self.is_lacking(sale, thorough)? {
                 lacking = true;
-                self.reconcile(sale, now_ms, false)?;
+                let settled_ms = if thorough { now_ms.saturating_sub(SETTLED_MS) } else { upto_ms };
+                self.reconciliation.add(Task { sale, settled_ms, over: false });
             }
         }
         if !lacking && !thorough {
@@ -94,13 +133,24 @@ impl Keeper {
         Ok(())
     }
 
-    /// Whether the ledger lacks what Redis had of `sale` at the last comparison or, when `thorough`, has now.
-    fn is_lacking(&mut self, sale: SaleId, thorough: bool) -> Result<bool, String> {
-        let Some(in_redis) = self.store.counts(sale)? else { return Ok(false) };
-        let known = self.upkeep.seen.insert(sale, in_redis).filter(|_| !thorough).unwrap_or(in_redis);
+    /// Whether the ledger lacks what Redis had of `sale` at the last comparison or, when `thorough`, has now: then the
+    /// time of Redis' last decision that was counted.
+    fn is_lacking(&mut self, sale: SaleId, thorough: bool) -> Result<Option<u64>, String> {
+        let Some(in_redis) = self.store.counts(sale)? else { return Ok(None) };
+        let now = Instant::now();
+        let known = match self.upkeep.seen.get(&sale) {
+            // Seen a moment ago, before comparisons became quick: its records may still be on their way.
+            Some((at, _)) if !thorough && now.duration_since(*at) < COMPARE_QUICKLY => return Ok(None),
+            Some((_, known)) if !thorough => *known,
+            _ => in_redis,
+        };
+        let is_first = self.upkeep.seen.insert(sale, (now, in_redis)).is_none();
+        if is_first && !thorough {
+            return Ok(None);
+        }
         // Up to the same moment: what was written since must not hide what is missing of it.
         let (taken, purchased) = self.ledger.counts(sale, known.upto_ms).map_err(|e| e.to_string())?;
-        Ok(known.taken > taken || known.purchased > purchased)
+        Ok((known.taken > taken || known.purchased > purchased).then_some(known.upto_ms))
     }
 
     /// Compares the sales that have ended, and clears away those that ended some time ago.
@@ -118,54 +168,15 @@ impl Keeper {
             if !rows.iter().any(|row| row.terms.sale == sale && row.opened) {
                 continue;
             }
+            // Of a sale that is long over nothing is on its way any more.
             let over = ends_ms + CLEAR_AFTER_MS < now_ms;
-            if over || self.is_lacking(sale, false)? {
-                self.reconcile(sale, now_ms, over)?;
+            let is_settled = ends_ms + SETTLED_MS < now_ms;
+            if over {
+                self.reconciliation.add(Task { sale, settled_ms: u64::MAX, over });
+            } else if let Some(settled_ms) = self.is_lacking(sale, is_settled)? {
+                self.reconciliation.add(Task { sale, settled_ms, over });
             }
         }
         Ok(())
-    }
-
-    /// One instance at a time; whoever does not get the lock comes back.
-    fn reconcile(&mut self, sale: SaleId, now_ms: u64, over: bool) -> Result<(), String> {
-        if !self.ledger.lock_opening(Duration::ZERO).map_err(|e| e.to_string())? {
-            return Ok(());
-        }
-        // Of a sale that is long over nothing is on its way any more.
-        let settled_ms = if over { u64::MAX } else { now_ms.saturating_sub(SETTLED_MS) };
-        let done = self.write_missing(sale, settled_ms);
-        let done = match done {
-            Ok(whole) if over && whole => {
-                tracing::info!(sale = sale.0, "cleared away");
-                self.upkeep.seen.remove(&sale);
-                self.store.unlink(sale)
-            }
-            other => other.map(drop),
-        };
-        self.ledger.unlock_opening();
-        done
-    }
-
-    /// Writes what Redis holds of `sale`, up to `settled_ms`, and the ledger lacks. Says whether all that Redis holds
-    /// could be read.
-    fn write_missing(&mut self, sale: SaleId, settled_ms: u64) -> Result<bool, String> {
-        let mut in_ledger = HashMap::new();
-        let each = &mut |row: crate::ledger::HoldRow| {
-            in_ledger.insert(row.number.0, (row.has_checkout, row.purchased_ms.is_some()));
-        };
-        self.ledger.holds(sale, each).map_err(|e| e.to_string())?;
-        let mut missing = Vec::new();
-        let each = &mut |number, known: super::merge::Known| {
-            let (has_checkout, has_purchase) = in_ledger.get(&number).copied().unwrap_or_default();
-            let records = lacking(number, &known, has_checkout, has_purchase);
-            missing.extend(records.filter(|record| record.at_ms <= settled_ms));
-        };
-        let ledger = &mut self.ledger;
-        let whole = self.store.holds(sale, each, &mut || ledger.still_opening().map_err(|e| e.to_string()))?;
-        let added = self.add_missing(sale, self.epoch.number, &missing)?;
-        if added > 0 {
-            tracing::warn!(sale = sale.0, records = added, "written to the ledger by reconciliation");
-        }
-        Ok(whole)
     }
 }

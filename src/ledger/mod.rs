@@ -12,7 +12,7 @@ pub mod writer;
 
 use crate::code::KEY_BYTES;
 pub use crate::domain::HoldRow;
-use crate::domain::{Records, SaleId, Terms};
+use crate::domain::{HoldNumber, Records, SaleId, Terms};
 pub use identity::LedgerId;
 pub use migrations::TooNew;
 use std::fmt;
@@ -117,16 +117,38 @@ pub trait Fence: Ledger {
     /// Whether this instance's shared lock is still held (its session lives).
     fn is_member(&mut self) -> bool;
 
+    /// The sessions that hold the shared lock of `epoch`, by the ledger's own numbers for them: one for each member.
+    fn members(&mut self, epoch: u64) -> Result<Vec<i32>, LedgerError>;
+
+    /// Calls `each` for a page of the holds of `sale` whose numbers are above `after`, in their order. Returns the last
+    /// number of the page, `None` if it was the last page. A page takes a fraction of a second.
+    fn page_of_holds(
+        &mut self,
+        sale: SaleId,
+        after: Option<HoldNumber>,
+        each: &mut dyn FnMut(HoldRow),
+    ) -> Result<Option<HoldNumber>, LedgerError>;
+
     /// Waits at most `wait` for the openers' lock, one for all instances, in a transaction of a session of its own which
     /// the server ends when it is left idle for three seconds: a stopped opener cannot keep others out.
-    /// `Ok(false)` if another has it.
-    fn lock_opening(&mut self, wait: std::time::Duration) -> Result<bool, LedgerError>;
+    /// `Ok(false)` if another has it. An `urgent` caller is seen by the one that has it: see [`Fence::opening_is_urgent`].
+    fn lock_opening(&mut self, wait: std::time::Duration, urgent: bool) -> Result<bool, LedgerError>;
 
     /// Whether the openers' lock is still this instance's; resets the idle clock.
     fn still_opening(&mut self) -> Result<(), LedgerError>;
 
+    /// [`Fence::still_opening`], and whether an urgent caller waits for the lock: work that can wait lets it go then.
+    fn opening_is_urgent(&mut self) -> Result<bool, LedgerError>;
+
     /// Lets go of the openers' lock.
     fn unlock_opening(&mut self);
+
+    /// Takes the reconcilers' lock, which is as the openers' lock and independent of it. `Ok(false)` if another instance
+    /// has it. `Ok(true)` also where this one has it already; resets the idle clock then.
+    fn lock_reconciling(&mut self) -> Result<bool, LedgerError>;
+
+    /// Lets go of the reconcilers' lock.
+    fn unlock_reconciling(&mut self);
 
     /// Announces that `epoch` is being closed, by forgetting the Redis that it was opened on: its members stop selling,
     /// write what they have, which stays allowed, and leave. `Stale` if it is not in force any more.

@@ -99,27 +99,27 @@ fn one_opens_at_a_time() {
     let database = Database::new();
     let (mut one, mut two) = (database.ledger(), database.ledger());
     assert!(one.still_opening().is_err());
-    assert!(one.lock_opening(SOON).unwrap());
-    assert!(one.lock_opening(SOON).unwrap());
-    assert!(!two.lock_opening(Duration::ZERO).unwrap());
-    assert!(!two.lock_opening(SOON).unwrap());
+    assert!(one.lock_opening(SOON, false).unwrap());
+    assert!(one.lock_opening(SOON, false).unwrap());
+    assert!(!two.lock_opening(Duration::ZERO, false).unwrap());
+    assert!(!two.lock_opening(SOON, false).unwrap());
     one.still_opening().unwrap();
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| two.lock_opening(Duration::from_secs(5)).unwrap());
+        let waiting = scope.spawn(|| two.lock_opening(Duration::from_secs(5), false).unwrap());
         one.unlock_opening();
         assert!(waiting.join().unwrap());
     });
     assert!(one.still_opening().is_err());
-    assert!(!one.lock_opening(SOON).unwrap());
+    assert!(!one.lock_opening(SOON, false).unwrap());
     two.unlock_opening();
-    assert!(one.lock_opening(SOON).unwrap());
+    assert!(one.lock_opening(SOON, false).unwrap());
 }
 
 #[test]
 fn an_idle_opener_loses_the_lock() {
     let database = Database::new();
     let (mut one, mut two) = (database.ledger(), database.ledger());
-    assert!(one.lock_opening(SOON).unwrap());
+    assert!(one.lock_opening(SOON, false).unwrap());
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(4) {
         // Whoever works keeps it.
@@ -127,7 +127,7 @@ fn an_idle_opener_loses_the_lock() {
         std::thread::sleep(Duration::from_millis(500));
     }
     let began = Instant::now();
-    assert!(two.lock_opening(Duration::from_secs(8)).unwrap());
+    assert!(two.lock_opening(Duration::from_secs(8), false).unwrap());
     assert!(began.elapsed() > Duration::from_secs(2) && began.elapsed() < Duration::from_secs(6));
     let why = one.still_opening().unwrap_err().to_string();
     assert!(!why.contains('\n'), "{why}");

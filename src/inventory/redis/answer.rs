@@ -2,7 +2,7 @@
 
 use super::lane::{Flight, Lane, Latch, Pending, Script, State, again};
 use super::scripts::{self, CheckoutMark, Checkouts, Fact, PurchaseMark, Purchases, Refusal};
-use crate::domain::{HoldKey, HoldNumber, Outcome, Record, RecordKind, Request};
+use crate::domain::{HoldKey, HoldNumber, Outcome, Record, RecordKind, Request, SaleId};
 use crate::inventory::{Clock, Suspicion};
 use crate::record::{Ack, Handoff};
 use crate::redis::resp::Reply;
@@ -16,7 +16,7 @@ pub(super) fn answer(lane: &Lane, state: &mut State, flight: Flight, reply: Repl
         Reply::Error(text) => {
             let text = String::from_utf8_lossy(text).into_owned();
             refuse(flight.requests, state);
-            return error(lane, text);
+            return error(lane, flight.terms.sale, text);
         }
         _ => {
             refuse(flight.requests, state);
@@ -57,11 +57,16 @@ pub(super) fn refuse(mut requests: Vec<Pending>, state: &mut State) {
 }
 
 /// Redis refused the call as such. None of these changes anything before the script's first write.
-fn error(lane: &Lane, text: String) -> Result<(), String> {
+fn error(lane: &Lane, sale: SaleId, text: String) -> Result<(), String> {
     let code = text.split_ascii_whitespace().next().unwrap_or_default();
     match code {
         // The scripts are gone or the role is: connecting anew loads the one and looks at the other.
         "NOSCRIPT" | "READONLY" => Err(text),
+        // It heals by a rebuilding alone.
+        "WRONGTYPE" => {
+            lane.shared.suspect(Suspicion::State(sale, "has a key of another type"));
+            Ok(())
+        }
         _ => {
             lane.shared.suspect(Suspicion::Refused(text));
             Ok(())

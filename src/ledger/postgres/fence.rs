@@ -4,13 +4,17 @@
 //! instance's locks go with it. Invariant: nobody ever queues for an epoch's exclusive lock, or the writers that are
 //! waited for would queue behind. Refuses to know when to raise.
 
+use super::connect::ConnectSettings;
 use super::ledger::{Moment, PostgresLedger, number, signed};
 use super::session::{Failure, Session};
-use super::{EPOCH_CLASS, OPENERS_CLASS, WORK_LIMIT, WRITE_LIMIT, epoch_key, write};
-use crate::domain::{HoldKey, RecordKind, Records, SaleId};
-use crate::ledger::{Epoch, Fence, LedgerError};
+use super::{
+    EPOCH_CLASS, MEMBERS_CLASS, OPENERS_CLASS, OPENING, RECONCILING, URGENT, WORK_LIMIT, WRITE_LIMIT, epoch_key, write,
+};
+use crate::domain::{HoldKey, HoldNumber, RecordKind, Records, SaleId};
+use crate::ledger::{Epoch, Fence, HoldRow, LedgerError};
 use std::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 
 /// How often draining looks: often enough not to add to an outage, seldom enough not to be felt.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
@@ -27,6 +31,39 @@ impl PostgresLedger {
     /// The epoch in force, when an update found that it is not `expected`.
     fn stale(&mut self) -> LedgerError {
         self.epoch().map_or_else(|e| e, |epoch| LedgerError::Stale { current: epoch.number })
+    }
+}
+
+fn not_held() -> Failure {
+    Failure::refused("the openers' lock is not held")
+}
+
+/// Takes the lock `key` of the openers' class in a transaction of a session of its own, waiting for it at most `wait`.
+/// `None` if another session has it. An urgent caller holds [`URGENT`] meanwhile.
+fn exclusive(settings: &ConnectSettings, key: i32, wait: Duration, urgent: bool) -> Result<Option<Session>, Failure> {
+    let mut session = Session::open(settings, WORK_LIMIT)?;
+    // Zero would mean to wait for ever. Our own limit has to be the later one.
+    let (lock, statement) = (wait.as_millis().max(1), (wait + WORK_LIMIT).as_millis());
+    let notice = if urgent {
+        format!("SELECT pg_advisory_xact_lock_shared({OPENERS_CLASS}, {URGENT}); ")
+    } else {
+        String::new()
+    };
+    let begin = format!(
+        "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '3s'; SET LOCAL lock_timeout = {lock}; \
+         SET LOCAL statement_timeout = {statement}; {notice}SELECT pg_advisory_xact_lock({OPENERS_CLASS}, {key})"
+    );
+    match session.run_within(wait + WORK_LIMIT, async move |wire| Ok(wire.client.batch_execute(&begin).await?)) {
+        Ok(()) => Ok(Some(session)),
+        Err(failure) if failure.is(&SqlState::LOCK_NOT_AVAILABLE) => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Ends the transaction of a lock. Waited for, so that the lock is free on return; if this fails, the session's end frees it.
+fn end_exclusive(session: Option<Session>) {
+    if let Some(mut session) = session {
+        let _ = session.run(async |wire| Ok(wire.client.batch_execute("ROLLBACK").await?));
     }
 }
 
@@ -54,7 +91,10 @@ impl Fence for PostgresLedger {
             Some(session) => session,
             None => Session::open(&self.settings, WORK_LIMIT)?,
         };
-        let lock = format!("SELECT pg_advisory_unlock_all(); SELECT pg_advisory_lock_shared({EPOCH_CLASS}, {key})");
+        let lock = format!(
+            "SELECT pg_advisory_unlock_all(); SELECT pg_advisory_lock_shared({EPOCH_CLASS}, {key}); \
+             SELECT pg_advisory_lock_shared({MEMBERS_CLASS}, {key})"
+        );
         session.run(async move |wire| Ok(wire.client.batch_execute(&lock).await?))?;
         self.member = Some(session);
         Ok(())
@@ -74,39 +114,70 @@ impl Fence for PostgresLedger {
         alive
     }
 
-    fn lock_opening(&mut self, wait: Duration) -> Result<bool, LedgerError> {
+    fn members(&mut self, epoch: u64) -> Result<Vec<i32>, LedgerError> {
+        let key = i64::from(epoch_key(epoch)?);
+        self.run(async move |wire| {
+            let look = format!("SELECT pid {OLD_LOCKS} AND objid::bigint = $2");
+            let class = i64::from(MEMBERS_CLASS);
+            let rows = wire.client.query_typed(&look, &[(&class, Type::INT8), (&key, Type::INT8)]).await?;
+            rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+        })
+    }
+
+    fn page_of_holds(
+        &mut self,
+        sale: SaleId,
+        after: Option<HoldNumber>,
+        each: &mut dyn FnMut(HoldRow),
+    ) -> Result<Option<HoldNumber>, LedgerError> {
+        self.read_page(sale, after, each)
+    }
+
+    fn lock_opening(&mut self, wait: Duration, urgent: bool) -> Result<bool, LedgerError> {
         if self.opener.is_some() && self.still_opening().is_ok() {
             return Ok(true);
         }
-        let mut session = Session::open(&self.settings, WORK_LIMIT)?;
-        // Zero would mean to wait for ever. Our own limit has to be the later one.
-        let (lock, statement) = (wait.as_millis().max(1), (wait + WORK_LIMIT).as_millis());
-        let begin = format!(
-            "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '3s'; SET LOCAL lock_timeout = {lock}; \
-             SET LOCAL statement_timeout = {statement}; SELECT pg_advisory_xact_lock({OPENERS_CLASS}, 0)"
-        );
-        match session.run_within(wait + WORK_LIMIT, async move |wire| Ok(wire.client.batch_execute(&begin).await?)) {
-            Ok(()) => {
-                self.opener = Some(session);
-                Ok(true)
-            }
-            Err(failure) if failure.is(&SqlState::LOCK_NOT_AVAILABLE) => Ok(false),
-            Err(failure) => Err(failure.into()),
-        }
+        self.opener = exclusive(&self.settings, OPENING, wait, urgent)?;
+        Ok(self.opener.is_some())
     }
 
     fn still_opening(&mut self) -> Result<(), LedgerError> {
-        let mut session = self.opener.take().ok_or_else(|| Failure::refused("the openers' lock is not held"))?;
+        let mut session = self.opener.take().ok_or_else(not_held)?;
         session.run(async |wire| Ok(wire.client.batch_execute("SELECT 1").await?))?;
         self.opener = Some(session);
         Ok(())
     }
 
+    fn opening_is_urgent(&mut self) -> Result<bool, LedgerError> {
+        let mut session = self.opener.take().ok_or_else(not_held)?;
+        let urgent = session.run(async |wire| {
+            const LOOK: &str = "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted \
+                AND objsubid = 2 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+                AND classid::bigint = $1 AND objid::bigint = $2 AND pid <> pg_backend_pid())";
+            let (class, key) = (i64::from(OPENERS_CLASS), i64::from(URGENT));
+            let row = wire.client.query_typed(LOOK, &[(&class, Type::INT8), (&key, Type::INT8)]).await?;
+            Ok(row.first().is_some_and(|row| row.get(0)))
+        })?;
+        self.opener = Some(session);
+        Ok(urgent)
+    }
+
     fn unlock_opening(&mut self) {
-        if let Some(mut session) = self.opener.take() {
-            // Waited for, so that the lock is free on return; if this fails, the session's end frees it.
-            let _ = session.run(async |wire| Ok(wire.client.batch_execute("ROLLBACK").await?));
+        end_exclusive(self.opener.take());
+    }
+
+    fn lock_reconciling(&mut self) -> Result<bool, LedgerError> {
+        if let Some(mut session) = self.reconciler.take() {
+            session.run(async |wire| Ok(wire.client.batch_execute("SELECT 1").await?))?;
+            self.reconciler = Some(session);
+            return Ok(true);
         }
+        self.reconciler = exclusive(&self.settings, RECONCILING, Duration::ZERO, false)?;
+        Ok(self.reconciler.is_some())
+    }
+
+    fn unlock_reconciling(&mut self) {
+        end_exclusive(self.reconciler.take());
     }
 
     fn announce_closing(&mut self, epoch: u64) -> Result<(), LedgerError> {

@@ -16,7 +16,7 @@ use bytes::BytesMut;
 use futures_util::StreamExt;
 use std::error::Error;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
@@ -34,6 +34,8 @@ pub struct PostgresLedger {
     pub(super) member: Option<Session>,
     /// The session that holds the openers' lock.
     pub(super) opener: Option<Session>,
+    /// The session that holds the reconcilers' lock.
+    pub(super) reconciler: Option<Session>,
     pub(super) rows: Rows,
     pub(super) codes: Option<Codes>,
     schema: bool,
@@ -47,6 +49,7 @@ impl PostgresLedger {
             settings,
             member: None,
             opener: None,
+            reconciler: None,
             rows: Rows::default(),
             codes: None,
             schema: false,
@@ -79,20 +82,37 @@ impl PostgresLedger {
 }
 
 impl PostgresLedger {
-    /// The holds after the number `after`, a page of them; the page's last number, `None` if it was the last page; and
-    /// how many rows this service cannot have written.
-    fn page_of_holds(
+    /// One page of [`Fence::page_of_holds`].
+    pub(super) fn read_page(
+        &mut self,
+        sale: SaleId,
+        after: Option<HoldNumber>,
+        each: &mut dyn FnMut(HoldRow),
+    ) -> Result<Option<HoldNumber>, LedgerError> {
+        self.ready()?;
+        let after = after.map_or(Ok(-1), |number| signed(number.0))?;
+        let (last, malformed) = self.page_of(sale, after, MIN_PAGE, each)?;
+        say_malformed(sale, malformed);
+        Ok(last.and_then(|last| u64::try_from(last).ok()).map(HoldNumber))
+    }
+
+    /// The holds after the number `after`, `page` checkouts of them; the page's last number, `None` if it was the last
+    /// page; and how many rows this service cannot have written.
+    fn page_of(
         &mut self,
         sale: SaleId,
         after: i64,
+        page: i64,
         each: &mut dyn FnMut(HoldRow),
     ) -> Result<(Option<i64>, u64), LedgerError> {
         let done = self.work.run_within(READ_LIMIT, async move |wire| {
             let sale = signed(sale.0)?;
             let begin = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", READ_LIMIT.as_millis());
             wire.client.batch_execute(&begin).await?;
-            let row = wire.client.query_one(END_OF_PAGE, &[&sale, &after, &PAGE]).await?;
-            let last: Option<i64> = row.try_get(0)?;
+            let arguments: [(&(dyn ToSql + Sync), Type); 3] =
+                [(&sale, Type::INT8), (&after, Type::INT8), (&page, Type::INT8)];
+            let end = wire.client.query_typed(END_OF_PAGE, &arguments).await?;
+            let last: Option<i64> = end.first().map(|row| row.try_get(0)).transpose()?.flatten();
             let upto = last.unwrap_or(i64::MAX);
             let arguments = [(sale, Type::INT8), (after, Type::INT8), (upto, Type::INT8)];
             let mut rows = pin!(wire.client.query_typed_raw(HOLDS_OF_SALE, arguments).await?);
@@ -111,6 +131,12 @@ impl PostgresLedger {
             Ok((last, malformed))
         });
         Ok(done?)
+    }
+}
+
+fn say_malformed(sale: SaleId, malformed: u64) {
+    if malformed > 0 {
+        tracing::error!(%sale, malformed, "holds in the ledger that this service cannot have written are left out");
     }
 }
 
@@ -193,20 +219,21 @@ impl Ledger for PostgresLedger {
 
     fn holds(&mut self, sale: SaleId, each: &mut dyn FnMut(HoldRow)) -> Result<(), LedgerError> {
         self.ready()?;
-        let (mut after, mut malformed) = (-1, 0);
-        // In pages: whoever has the openers' lock must be heard of every few seconds, however large the sale is.
+        let (mut after, mut malformed, mut page) = (-1, 0, MIN_PAGE);
+        // In pages: the session of the openers' lock must be heard of every few seconds, however large the sale is. They
+        // grow as long as they are read quickly: each one costs some round trips.
         loop {
-            let (last, odd) = self.page_of_holds(sale, after, each)?;
+            let begun = Instant::now();
+            let (last, odd) = self.page_of(sale, after, page, each)?;
             malformed += odd;
             let Some(last) = last else { break };
             after = last;
+            page = if begun.elapsed() < QUICK_PAGE { (page * 2).min(MAX_PAGE) } else { MIN_PAGE };
             if self.opener.is_some() {
                 self.still_opening()?;
             }
         }
-        if malformed > 0 {
-            tracing::error!(%sale, malformed, "holds in the ledger that this service cannot have written are left out");
-        }
+        say_malformed(sale, malformed);
         Ok(())
     }
 }
@@ -220,7 +247,11 @@ const IS_USED: &str = "SELECT EXISTS (SELECT 1 FROM sales s WHERE s.ends_at > no
     (SELECT 1 FROM ledger_holds h WHERE h.sale_id = s.sale_id AND h.hold BETWEEN $1 AND $2))";
 
 /// Checkouts in a page: read in a fraction of a second.
-const PAGE: i64 = 20_000;
+const MIN_PAGE: i64 = 20_000;
+/// The most in a page.
+const MAX_PAGE: i64 = 160_000;
+/// A page that was read within this time may be followed by one of twice its size.
+const QUICK_PAGE: Duration = Duration::from_millis(500);
 
 /// The number of the page's last hold, if there are as many after the second argument.
 const END_OF_PAGE: &str = "SELECT (SELECT hold FROM ledger_holds WHERE sale_id = $1 AND hold > $2 ORDER BY hold OFFSET $3::bigint - 1 LIMIT 1)";

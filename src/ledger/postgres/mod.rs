@@ -41,8 +41,17 @@ const READ_LIMIT: Duration = Duration::from_secs(60);
 const SCHEMA_CLASS: i32 = 0x6673_0001;
 /// The locks of the epochs; the second key is the epoch.
 const EPOCH_CLASS: i32 = 0x6673_0002;
-/// The openers' lock.
+/// The openers' lock and those beside it; the second key is one of the three below.
 const OPENERS_CLASS: i32 = 0x6673_0003;
+/// The openers' lock itself.
+const OPENING: i32 = 0;
+/// Shared by all that wait for the openers' lock while nothing can be sold.
+const URGENT: i32 = 1;
+/// The reconcilers' lock.
+const RECONCILING: i32 = 2;
+
+/// Held shared by each member beside its epoch's lock, which writers hold too for a moment; the second key is the epoch.
+const MEMBERS_CLASS: i32 = 0x6673_0004;
 
 /// The second key of an epoch's lock.
 fn epoch_key(epoch: u64) -> Result<i32, Failure> {

@@ -2,7 +2,9 @@
 //! they were told is checked against the ledger at the end.
 
 mod away;
+mod damaged;
 mod instances;
+mod large;
 mod limits;
 mod loss;
 mod network;

@@ -79,3 +79,25 @@ fn an_ended_sale_is_settled_however_late() {
     assert_eq!((told, rows.purchases.len()), (vec![(old, "u", true)], 1), "{}", app.stderr());
     sells_at(app.addr(), &history);
 }
+
+#[test]
+fn a_dead_instances_records_are_written_at_once() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let near = with_terms(stack.app(), &terms).start();
+    let mut dead = with_terms(stack.app(), &terms).start();
+    let mut barrier = stack.postgres().client();
+    // Its writer comes to nothing, so what it answers is with Redis alone.
+    barrier.batch_execute("BEGIN; LOCK TABLE ledger_purchases, ledger_holds IN SHARE MODE").unwrap();
+    buy(dead.addr(), &history, 5);
+    assert_eq!(stack.ledger().rows().attempts.len(), 0);
+    dead.kill();
+    barrier.batch_execute("ROLLBACK").unwrap();
+    // Sooner than reconciliation comes by its clock: all the time that Redis could lose these.
+    poll("all rows", Duration::from_secs(4), || {
+        let rows = stack.ledger().rows();
+        (rows.attempts.len() == 5 && rows.purchases.len() == 5).then_some(())
+    });
+    near.says("written to the ledger by reconciliation", GOING_ON);
+    audit::check(&history, &stack.ledger(), &terms);
+}

@@ -1,0 +1,189 @@
+//! Building a sale's state in Redis beside what is there, and putting it in place.
+//!
+//! Invariants: what is being built disappears by itself unless it is opened; what sells is never replaced under its own
+//! epoch (`lua/open.lua`). Many commands go out per round trip: while a sale is rebuilt nobody can buy, and the link to
+//! Redis may be a slow one. Refuses to decide when anything is built.
+
+use super::layout::{queue_entry, write_record};
+use super::merge::{Known, Place, Rebuilt};
+use super::store::{CHUNK, KEEP_SECONDS, Store};
+use crate::domain::{Id, Terms};
+use crate::inventory::redis::scripts::{self, queue_key, state_key};
+use redis::{Cmd, Pipeline, cmd};
+use std::collections::HashMap;
+
+/// How long a state that was never opened lies about, in seconds; counted anew from each round trip.
+pub(super) const BUILD_SECONDS: u64 = 300;
+/// Holds, users or entries that are written in one round trip: about two megabytes, in commands of [`CHUNK`] each.
+const TRIP: usize = 20_000;
+
+const _: () = assert!(TRIP.is_multiple_of(CHUNK));
+
+impl Store {
+    /// Builds `sale`'s state for `epoch` beside what is there, under names that nobody else uses. [`Store::open`] puts
+    /// it in place. `alive` is asked after each chunk.
+    pub fn build(
+        &mut self,
+        terms: &Terms,
+        epoch: u64,
+        rebuilt: &Rebuilt,
+        alive: &mut dyn FnMut() -> Result<(), String>,
+    ) -> Result<Built, String> {
+        let built = Built::name(terms, epoch);
+        let done = self.fill(&built, rebuilt, alive);
+        if done.is_err() {
+            self.discard(&built);
+        }
+        done.map(|()| built)
+    }
+
+    /// Removes a state that was built and will not be opened: it would take up memory until it expires.
+    pub fn discard(&mut self, built: &Built) {
+        let removed: Result<(), String> = self.ask(cmd("UNLINK").arg(&built.state).arg(&built.queue));
+        if let Err(why) = removed {
+            tracing::debug!("a state that was built is left to expire: {why}");
+        }
+    }
+
+    fn fill(
+        &mut self,
+        built: &Built,
+        rebuilt: &Rebuilt,
+        alive: &mut dyn FnMut() -> Result<(), String>,
+    ) -> Result<(), String> {
+        let Built { state, queue, .. } = built;
+        // The first field gives the key its expiry, in one step: from then on it disappears by itself.
+        self.begin(cmd("HSET").arg(state).arg("epoch").arg(0), state)?;
+        let holds: Vec<_> = rebuilt.holds.iter().collect();
+        let mut users = HashMap::<Id, u64>::new();
+        for trip in holds.chunks(TRIP) {
+            let sets = trip.chunks(CHUNK).map(|chunk| {
+                let mut set = cmd("HSET");
+                set.arg(state);
+                for (number, (known, place)) in chunk {
+                    set.arg(format!("h:{number}")).arg(write_record(known, *place));
+                    if *place != Place::Expired {
+                        *users.entry(known.user).or_default() += 1;
+                    }
+                }
+                set
+            });
+            self.send(sets, state)?;
+            alive()?;
+        }
+        let users: Vec<_> = users.into_iter().collect();
+        for trip in users.chunks(TRIP) {
+            let sets = trip.chunks(CHUNK).map(|chunk| {
+                let mut set = cmd("HSET");
+                set.arg(state);
+                for (user, count) in chunk {
+                    set.arg([b"u:", user.as_bytes()].concat()).arg(*count);
+                }
+                set
+            });
+            self.send(sets, state)?;
+            alive()?;
+        }
+        let mut live: Vec<_> = holds.iter().filter(|(_, (_, place))| *place == Place::Held).collect();
+        live.sort_by_key(|(number, (known, _))| (known.expires_ms, **number));
+        let push = |entries: &[&(&u64, &(Known, Place))]| {
+            let mut push = cmd("RPUSH");
+            push.arg(queue);
+            for (number, (known, _)) in entries {
+                push.arg(queue_entry(**number, known));
+            }
+            push
+        };
+        let (first, rest) = live.split_at(live.len().min(CHUNK));
+        if !first.is_empty() {
+            self.begin(&push(first), queue)?;
+        }
+        for trip in rest.chunks(TRIP) {
+            self.send(trip.chunks(CHUNK).map(push), queue)?;
+            alive()?;
+        }
+        // Last, so that a state without them is none; and both keys get their whole time again.
+        let mut pipe = Pipeline::new();
+        pipe.add_command(Store::write_terms(built, rebuilt));
+        pipe.cmd("EXPIRE").arg(state).arg(BUILD_SECONDS).cmd("EXPIRE").arg(queue).arg(BUILD_SECONDS);
+        self.run(|connection| pipe.exec(connection))
+    }
+
+    /// Makes a key with its first content, and with an expiry.
+    fn begin(&mut self, command: &Cmd, key: &str) -> Result<(), String> {
+        let mut pipe = Pipeline::new();
+        pipe.atomic().add_command(command.clone()).cmd("EXPIRE").arg(key).arg(BUILD_SECONDS);
+        self.run(|connection| pipe.exec(connection))
+    }
+
+    /// Adds to a key in one round trip, and has it expire later.
+    fn send(&mut self, commands: impl Iterator<Item = Cmd>, key: &str) -> Result<(), String> {
+        let mut pipe = Pipeline::new();
+        commands.for_each(|command| {
+            pipe.add_command(command);
+        });
+        pipe.cmd("EXPIRE").arg(key).arg(BUILD_SECONDS);
+        self.run(|connection| pipe.exec(connection))
+    }
+
+    /// The fields of the state that are no hold's and no user's.
+    fn write_terms(built: &Built, rebuilt: &Rebuilt) -> Cmd {
+        let Built { terms, epoch, state, .. } = built;
+        let free = terms.items.saturating_sub(rebuilt.purchased + rebuilt.held);
+        let with_checkout = |known: &&Known| known.has_checkout();
+        let taken = rebuilt.holds.values().map(|(known, _)| known).filter(with_checkout).count() as u64;
+        let apart = rebuilt.misfits.iter().map(|(_, known)| known).filter(with_checkout).count() as u64;
+        let mut set = cmd("HSET");
+        set.arg(state).arg("epoch").arg(epoch).arg("status").arg("open");
+        for (field, value) in [
+            ("items", terms.items),
+            ("limit", terms.user_limit),
+            ("hold", terms.hold_ms),
+            ("start", terms.starts_ms),
+            ("end", terms.ends_ms),
+            // Time does not go back behind what is recorded, even if this Redis' clock is behind the last one's.
+            ("clock", rebuilt.clock_ms),
+            ("free", free),
+            ("held", rebuilt.held),
+            ("purchased", rebuilt.purchased),
+            ("taken", taken),
+            // Holds that are in the ledger and not in here.
+            ("apart", apart),
+            ("queue", rebuilt.held),
+        ] {
+            set.arg(field).arg(value);
+        }
+        set
+    }
+
+    /// Puts a state in place that was built. `Err` if a newer epoch is there, or this one sells already.
+    pub fn open(&mut self, built: &Built) -> Result<(), String> {
+        let Built { terms, epoch, state, queue } = built;
+        let until = terms.ends_ms / 1000 + KEEP_SECONDS;
+        let mut eval = cmd("EVAL");
+        eval.arg(scripts::OPEN).arg(4).arg(state_key(terms.sale)).arg(queue_key(terms.sale)).arg(state).arg(queue);
+        let reply: String = self.ask(eval.arg(epoch).arg(until))?;
+        match reply.as_str() {
+            "K" => Ok(()),
+            other => Err(format!("sale {} was not opened under epoch {epoch}: Redis says {other}", terms.sale)),
+        }
+    }
+}
+
+/// A state that was built and not opened yet.
+pub struct Built {
+    terms: Terms,
+    epoch: u64,
+    state: String,
+    queue: String,
+}
+
+impl Built {
+    /// Names of one hash tag with the real ones, so that they can be renamed in a script, and of one builder, who may
+    /// have been frozen while another one came to build the same.
+    fn name(terms: &Terms, epoch: u64) -> Built {
+        let nonce = fastrand::u64(..);
+        let name = |key: String| format!("{key}:build:{epoch}:{nonce:x}");
+        Built { terms: *terms, epoch, state: name(state_key(terms.sale)), queue: name(queue_key(terms.sale)) }
+    }
+}

@@ -1,0 +1,60 @@
+//! A sale's state in Redis that is no state any more: it is rebuilt by itself, whatever has become of its keys.
+
+use super::*;
+use crate::support::servers::{Mode, Stack};
+
+/// Does `damage` to the running sale's state and queue, and looks whether sales go on.
+fn heals(damage: impl Fn(&Stack, &str, &str)) {
+    let stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let app = with_terms(stack.app(), &terms).start();
+    let ledger = stack.ledger();
+    buy(app.addr(), &history, 5);
+    poll("all rows", GOING_ON, || (ledger.rows().purchases.len() == 5).then_some(()));
+    let sale = clock::sale(terms.sale_seconds);
+    damage(&stack, &format!("{{sale:{sale}}}:state"), &format!("{{sale:{sale}}}:queue"));
+    sells_at(app.addr(), &history);
+    buy(app.addr(), &history, 5);
+    codes_still_work(&[app.addr()], &history);
+    audit::check(&history, &ledger, &terms);
+    let type_of = |key: &str| match stack.redis_ref().run(&["TYPE", key]) {
+        redis::Value::SimpleString(name) => name,
+        other => panic!("{other:?}"),
+    };
+    let kinds = [type_of(&format!("{{sale:{sale}}}:state")), type_of(&format!("{{sale:{sale}}}:queue"))];
+    assert_eq!(kinds, ["hash", "list"]);
+}
+
+#[test]
+fn a_state_of_another_type() {
+    heals(|stack, state, _| {
+        stack.redis_ref().run(&["SET", state, "x"]);
+    });
+}
+
+#[test]
+fn a_queue_of_another_type() {
+    heals(|stack, _, queue| {
+        stack.redis_ref().run(&["SET", queue, "x"]);
+    });
+}
+
+#[test]
+fn both_of_another_type() {
+    heals(|stack, state, queue| {
+        let redis = stack.redis_ref();
+        redis.run(&["DEL", state, queue]);
+        redis.run(&["RPUSH", state, "x"]);
+        redis.run(&["HSET", queue, "x", "y"]);
+    });
+}
+
+#[test]
+fn numbers_that_are_none() {
+    for (field, value) in [("epoch", "x"), ("epoch", "99999999999"), ("free", "many"), ("free", "7"), ("end", "")] {
+        println!("{field} = {value:?}");
+        heals(|stack, state, _| {
+            stack.redis_ref().run(&["HSET", state, field, value]);
+        });
+    }
+}

@@ -1,0 +1,88 @@
+//! Sales of many rows: however many there are to write or to read, nobody waits longer than it takes to read them.
+
+use super::*;
+use crate::support::servers::{Mode, Stack};
+
+/// A day's sale with room for many holds that nobody took through the service.
+fn large(items: u64) -> Terms {
+    Terms { items, ..plenty() }
+}
+
+/// Adds `count` holds to the running sale's state that its ledger has not got, as a dead instance leaves them.
+fn hold_in_redis(stack: &Stack, terms: &Terms, count: u64) {
+    const ADD: &str = "
+        local state, queue, first, count = KEYS[1], KEYS[2], tonumber(ARGV[1]), tonumber(ARGV[2])
+        local time = redis.call('TIME')
+        local taken = time[1] * 1000 - 10000
+        local expires = taken + tonumber(redis.call('HGET', state, 'hold'))
+        for i = first, first + count - 1 do
+          local number, user = 4398046511104 * 9000 + i, 'x' .. i
+          number = string.format('%.0f', number)
+          redis.call('RPUSH', queue, number .. ':' .. expires .. ':' .. user)
+          redis.call('HSET', state, 'h:' .. number, 'H' .. taken .. ':' .. expires .. ':0:' .. #user .. ':' .. user .. 'i',
+            'u:' .. user, 1)
+        end
+        redis.call('HINCRBY', state, 'free', -count)
+        for _, field in ipairs({'held', 'taken', 'queue'}) do redis.call('HINCRBY', state, field, count) end
+        return redis.status_reply('OK')";
+    let sale = clock::sale(terms.sale_seconds);
+    let (state, queue) = (format!("{{sale:{sale}}}:state"), format!("{{sale:{sale}}}:queue"));
+    // Some at a time: an instance waits for a second at most.
+    for first in (1..=count).step_by(20_000) {
+        let some = (count + 1 - first).min(20_000);
+        stack.redis_ref().run(&["EVAL", ADD, "2", &state, &queue, &first.to_string(), &some.to_string()]);
+    }
+}
+
+/// Adds `count` holds to the running sale's ledger.
+fn hold_in_ledger(stack: &mut Stack, terms: &Terms, count: i64) {
+    let add = "INSERT INTO ledger_holds SELECT $1, 39582418599936000 + i, int8send(i) || int8send(i), 'x' || i, 'i',
+        now(), now() + interval '1 hour' FROM generate_series(1::bigint, $2) AS i";
+    let sale = clock::sale(terms.sale_seconds).cast_signed();
+    stack.postgres().client().execute(add, &[&sale, &count]).unwrap();
+}
+
+fn rows(client: &mut postgres::Client) -> i64 {
+    client.query_one("SELECT count(*) FROM ledger_holds", &[]).unwrap().get(0)
+}
+
+#[test]
+fn a_loss_in_the_midst_of_reconciliation() {
+    let mut stack = Stack::alone(Mode::Distributed);
+    let (terms, history) = (large(700_000), History::default());
+    let apps = [with_terms(stack.app(), &terms).start(), with_terms(stack.app(), &terms).start()];
+    apps.iter().for_each(|app| sells_at(app.addr(), &history));
+    // More than can be written before the loss. Both stand still meanwhile, so that they find all of it at once.
+    apps.iter().for_each(App::pause);
+    hold_in_redis(&stack, &terms, 400_000);
+    apps.iter().for_each(App::resume);
+    let mut client = stack.postgres().client();
+    poll("rows that are written", GOING_ON * 6, || (rows(&mut client) > 10_000).then_some(()));
+    // Whoever has to open or to rebuild a sale does not wait for it.
+    let is_free: bool = client.query_one("SELECT pg_try_advisory_xact_lock(1718812675, 0)", &[]).unwrap().get(0);
+    assert!(is_free, "the openers' lock is free while rows are written");
+    stack.redis().wipe();
+    let begun = Instant::now();
+    apps.iter().for_each(|app| sells_at(app.addr(), &history));
+    println!("both sell {:.1?} after the loss, with {} rows", begun.elapsed(), rows(&mut client));
+    codes_still_work(&apps.each_ref().map(App::addr), &history);
+}
+
+#[test]
+fn rebuilt_through_a_slow_link() {
+    let mut stack = Stack::alone(Mode::Distributed);
+    let (terms, history) = (large(200_000), History::default());
+    let link = Proxy::to(stack.redis().addr());
+    let app = with_terms(stack.app().env("REDIS_ADDR", link.addr()), &terms).start();
+    sells_at(app.addr(), &history);
+    hold_in_ledger(&mut stack, &terms, 100_000);
+    link.delay(Duration::from_millis(25));
+    stack.redis().wipe();
+    let begun = Instant::now();
+    sells_at(app.addr(), &history);
+    println!("sells {:.1?} after the loss", begun.elapsed());
+    let state = format!("{{sale:{}}}:state", clock::sale(terms.sale_seconds));
+    let held: u64 = redis::cmd("HGET").arg(&state).arg("held").query(&mut stack.redis().connection()).unwrap();
+    assert!(held > 100_000, "{held} holds were rebuilt");
+    codes_still_work(&[app.addr()], &history);
+}
