@@ -27,6 +27,7 @@ pub struct Builder {
     env: BTreeMap<String, OsString>,
     files: Option<u64>,
     binary: Option<PathBuf>,
+    ports: Option<(u16, u16)>,
 }
 
 impl Builder {
@@ -60,10 +61,16 @@ impl Builder {
         self
     }
 
+    /// Has it use the ports of an earlier instance, which has ended.
+    pub fn ports_of(mut self, app: &App) -> Builder {
+        self.ports = Some((app.port, app.admin));
+        self
+    }
+
     /// Starts it, and waits until it accepts connections and answers.
     pub fn start(&self) -> App {
         for _ in 0..5 {
-            let (port, admin) = (process::free_port(), process::free_port());
+            let (port, admin) = self.ports.unwrap_or_else(|| (process::free_port(), process::free_port()));
             let dir = process::temp_dir();
             let mut command = self.command(port, admin, dir.path());
             let mut program = Program::start("flashsale", &mut command, None);
@@ -202,7 +209,15 @@ impl App {
         self.end(Signal::INT)
     }
 
-    fn end(&mut self, signal: Signal) -> i32 {
+    /// Ends it in an orderly way, which takes `drain` seconds longer; its exit code.
+    pub fn end_after(&mut self, drain: u64) -> i32 {
+        let status = self.program.end(Signal::TERM, STOP + Duration::from_secs(drain));
+        self.stderr.finish();
+        exit_code(status)
+    }
+
+    /// Sends it `signal`, unless it has ended, and waits for its end; its exit code.
+    pub fn end(&mut self, signal: Signal) -> i32 {
         let status = self.program.end(signal, STOP);
         self.stderr.finish();
         exit_code(status)
