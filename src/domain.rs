@@ -4,6 +4,10 @@
 //! Invariant: an [`Id`] that exists is valid. Refuses to know HTTP, Redis, SQL, threads and clocks;
 //! it imports nothing of this crate.
 
+mod sale;
+
+pub use sale::{NamedSale, SaleId, Terms, Utc};
+
 use std::fmt;
 
 /// The longest user or item id, in bytes of UTF-8 (fixed by the HTTP contract).
@@ -90,16 +94,6 @@ impl fmt::Debug for Id {
     }
 }
 
-/// A sale's id: its start in unix seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SaleId(pub u64);
-
-impl fmt::Display for SaleId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 /// A hold's number, unique over all instances: the instance in the high bits, a counter below.
 ///
 /// Never above `i64::MAX`, since both ledgers keep it as a signed 64-bit integer.
@@ -113,35 +107,6 @@ pub struct HoldKey {
     pub sale: SaleId,
     /// Its number.
     pub number: HoldNumber,
-}
-
-/// A sale's terms, fixed when it is opened. Times are unix milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
-    /// The sale.
-    pub sale: SaleId,
-    /// How many items it sells.
-    pub items: u64,
-    /// How many items a user may hold and have purchased at once.
-    pub user_limit: u64,
-    /// How long a hold lasts, in milliseconds.
-    pub hold_ms: u64,
-    /// The first moment at which it sells.
-    pub starts_ms: u64,
-    /// The first moment at which it no longer sells.
-    pub ends_ms: u64,
-}
-
-impl Terms {
-    /// Whether the sale is on at `now_ms`.
-    pub fn is_on(&self, now_ms: u64) -> bool {
-        (self.starts_ms..self.ends_ms).contains(&now_ms)
-    }
-
-    /// When a hold taken at `now_ms` expires: after the hold time, or at the sale's end if that is sooner.
-    pub fn hold_expires_ms(&self, now_ms: u64) -> u64 {
-        now_ms.saturating_add(self.hold_ms).min(self.ends_ms)
-    }
 }
 
 /// The epoch of a process that runs by itself: there is no second opinion to fence off.

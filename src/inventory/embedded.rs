@@ -6,7 +6,7 @@
 //! across a wait. Refuses to know SQL and HTTP.
 
 use super::memory::{Decision, MemorySale};
-use super::{Gate, Inventory};
+use super::{Gate, Inventory, Progress};
 use crate::code::HoldNumbers;
 use crate::core::{Bell, Cores, Ticket, Waiter};
 use crate::domain::{EMBEDDED_EPOCH, Outcome, Record, Request, SaleId, Terms};
@@ -26,6 +26,11 @@ impl Sales {
     /// The terms of the open sales, by their start.
     pub fn terms(&self) -> Vec<Terms> {
         self.0.lock().iter().map(|sale| *sale.terms()).collect()
+    }
+
+    /// How far an open sale has come; `None` if it is not open.
+    pub fn progress(&self, sale: SaleId) -> Option<Progress> {
+        self.0.lock().iter().find(|open| open.terms().sale == sale).map(MemorySale::progress)
     }
 
     /// Opens `sale`.

@@ -8,6 +8,7 @@
 #[cfg(test)]
 mod tests;
 
+use super::Progress;
 use crate::domain::{HoldKey, HoldNumber, HoldRow, Id, Outcome, Record, RecordKind, Terms};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -232,6 +233,14 @@ impl MemorySale {
             self.expire(now);
         }
         Stock { free: self.free(), held: self.queue.len() as u64, purchased: self.purchased }
+    }
+
+    /// How far the sale has come. An expired hold counts as held until the next checkout.
+    pub fn progress(&self) -> Progress {
+        // The hold that expires last was taken last.
+        let newest = self.queue.last().and_then(|(_, number)| self.holds.get(number));
+        let sold_out_ms = (self.free() == 0).then(|| newest.map_or(self.last_ms, |hold| hold.taken_ms));
+        Progress { sold_out_ms, taken: self.holds.len() as u64, purchased: self.purchased }
     }
 
     /// Moves the clock forward. `Err` with the time if the sale is not on: then nothing may change, not even the clock.

@@ -110,6 +110,17 @@ impl View {
     }
 }
 
+/// How far a sale has come, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// When the last of its items was taken, unix milliseconds, if none is free.
+    pub sold_out_ms: Option<u64>,
+    /// Holds that there ever were.
+    pub taken: u64,
+    /// Those of them that were purchased.
+    pub purchased: u64,
+}
+
 /// The view, as the keeper publishes it and the cores read it.
 pub type Gate = Arc<ArcSwap<View>>;
 

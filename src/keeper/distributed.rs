@@ -3,6 +3,7 @@
 //! Owns the epoch that this instance sells under and the view that its cores see. Invariant: what the view shows as
 //! selling was found good, or was opened, under an epoch that this instance is a member of.
 
+use super::milestones::{self, Milestones};
 use super::store::Store;
 use crate::config::SaleSettings;
 use crate::domain::{Records, Terms};
@@ -83,6 +84,8 @@ pub struct Keeper {
     pub(super) reconciliation: super::reconcile::Reconciliation,
     trouble: Option<String>,
     pub(super) refusals: super::refusals::Refusals,
+    milestones: Milestones,
+    followed: Option<Instant>,
     pub(super) warned: Option<Terms>,
 }
 
@@ -111,6 +114,8 @@ impl Keeper {
             reconciliation: Default::default(),
             trouble: None,
             refusals: Default::default(),
+            milestones: Milestones::default(),
+            followed: None,
             warned: None,
         };
         keeper.store.check_server()?;
@@ -242,12 +247,25 @@ impl Keeper {
         if !self.open.is_empty() {
             self.resume_selling()?;
         }
+        self.follow_sales()?;
         looked?;
         if is_due(self.opened, OPEN_EVERY) && self.open_due_sales()? {
             self.opened = Some(Instant::now());
             self.resume_selling()?;
         }
         self.take_care()
+    }
+
+    /// Says what is new of the sales that are on.
+    fn follow_sales(&mut self) -> Result<(), String> {
+        if is_due(self.followed, milestones::LOOK_EVERY) {
+            self.followed = Some(Instant::now());
+            let now_ms = self.store.now_ms()?;
+            let Keeper { milestones, store, open, .. } = self;
+            // What cannot be read now is read the next time.
+            milestones.follow(now_ms, open, &mut |terms| store.progress(terms).ok().flatten());
+        }
+        Ok(())
     }
 
     /// Tries to settle the doubt, unless that has failed a moment ago.

@@ -3,6 +3,7 @@
 //! Owns the list of open sales. Invariant: a sale that is in the list holds all that the ledger has of it.
 
 use super::calendar::{is_by, next_terms, plan_ahead};
+use super::milestones::Milestones;
 use crate::config::SaleSettings;
 use crate::domain::{EMBEDDED_EPOCH, Terms};
 use crate::inventory::embedded::{Sales, wall_clock_ms};
@@ -26,6 +27,7 @@ pub struct Keeper {
     gate: Gate,
     trouble: bool,
     warned: bool,
+    milestones: Milestones,
 }
 
 impl Keeper {
@@ -36,7 +38,8 @@ impl Keeper {
         sales: Sales,
         gate: Gate,
     ) -> Result<Keeper, LedgerError> {
-        let mut keeper = Keeper { ledger, settings, sales, gate, trouble: false, warned: false };
+        let mut keeper =
+            Keeper { ledger, settings, sales, gate, trouble: false, warned: false, milestones: Milestones::default() };
         keeper.round()?;
         Ok(keeper)
     }
@@ -55,6 +58,8 @@ impl Keeper {
                 }
                 Ok(()) | Err(_) => {}
             }
+            let (sales, open) = (&self.sales, self.sales.terms());
+            self.milestones.follow(wall_clock_ms(), &open, &mut |terms| sales.progress(terms.sale));
         }
     }
 

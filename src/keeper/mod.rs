@@ -9,6 +9,7 @@ pub mod distributed;
 pub mod embedded;
 mod layout;
 pub mod merge;
+mod milestones;
 mod offer;
 mod opening;
 mod reconcile;

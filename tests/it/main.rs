@@ -9,6 +9,7 @@
 mod admin;
 mod api;
 mod catalog;
+mod course;
 mod deploy;
 mod docs;
 mod embedded;

@@ -1,0 +1,37 @@
+//! The log's lines on a sale's course: sold out, and ended, each once and with its moment.
+
+use crate::support::clock;
+use crate::support::process::poll;
+use crate::support::servers::{Mode, Stack};
+use std::time::Duration;
+
+crate::on_stacks! {
+    distributed: lines_of_a_sale;
+    embedded: lines_of_a_sale
+}
+
+const SALE_SECONDS: u64 = 8;
+
+fn lines_of_a_sale(mode: Mode) {
+    let stack = Stack::new(mode);
+    let app = stack.app().env("SALE_ITEMS", 3).env("SALE_SECONDS", SALE_SECONDS).env("USER_LIMIT", 1).start();
+    // A sale that has just begun.
+    let sale = clock::sale_end(SALE_SECONDS);
+    poll("the next sale", Duration::from_secs(10), || (clock::now() >= sale as f64 + 0.3).then_some(()));
+    let codes: Vec<String> = ["a", "b", "c"]
+        .iter()
+        .map(|user| {
+            let answer = app.client().checkout(user, "i");
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            answer.field("code")
+        })
+        .collect();
+    app.says("is sold out since", Duration::from_secs(4));
+    codes.iter().take(2).for_each(|code| assert_eq!(app.client().purchase(code).status, 200));
+    app.says("has ended: sold 2, expired 1, free 1", Duration::from_secs(SALE_SECONDS + 6));
+    let said = app.last_words();
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains("is sold out")).collect();
+    assert_eq!(lines.len(), 1, "{said}");
+    assert!(lines[0].contains(&format!("sale {sale} (20")) && lines[0].contains("Z to 20"), "{said}");
+    assert_eq!(said.matches("free 1").count(), 1, "{said}");
+}
