@@ -4,6 +4,9 @@
 //! [`record`] hands the fact over to the [`ledger`]. The [`keeper`] opens sales and watches the servers. Who may
 //! import whom stands in ARCHITECTURE.md.
 
+#[cfg(not(target_os = "linux"))]
+compile_error!("flashsale runs on Linux alone: it uses epoll, eventfd and the pinning of threads");
+
 pub mod admin;
 pub mod catalog;
 pub mod code;

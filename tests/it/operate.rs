@@ -5,6 +5,7 @@
 use crate::docs::{blocks, read, root, run};
 use crate::support::app::App;
 use crate::support::clock;
+use crate::support::http::Client;
 use crate::support::ledger::{Ledger, Rows};
 use crate::support::process::{self, poll};
 use crate::support::servers::{Mode, Stack};
@@ -48,6 +49,20 @@ fn links_lead_somewhere() {
         match link.strip_prefix('#') {
             Some(heading) => assert!(headings.iter().any(|known| known == heading), "{link}"),
             None => assert!(root().join("deploy").join(link).exists(), "{link}"),
+        }
+    }
+}
+
+#[test]
+fn the_metrics_that_are_named_exist() {
+    let stack = Stack::new(Mode::Embedded);
+    let app = stack.app().start();
+    let metrics = Client::new(app.admin_addr()).get("/metrics").text();
+    for document in ["README.md", "deploy/README.md", "tuning.md"] {
+        let text = read(document);
+        for rest in text.split("`flashsale_").skip(1) {
+            let name = rest.split(|c: char| !c.is_ascii_lowercase() && c != '_').next().unwrap();
+            assert!(metrics.contains(&format!("# TYPE flashsale_{name} ")), "{document} names flashsale_{name}");
         }
     }
 }

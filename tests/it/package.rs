@@ -285,6 +285,7 @@ fn the_image_knows_whether_it_is_alive() {
             ("SERVER_PORT", ports[0].to_string()),
             ("ADMIN_ADDR", format!("{admin}:{}", ports[1])),
             ("DATA_DIR", data.path().display().to_string()),
+            ("DRAIN_SECONDS", "0".to_owned()),
         ];
         let mut command = process::command(Path::new(env!("CARGO_BIN_EXE_flashsale")), "KILL", None);
         command.env_clear().envs(settings.iter().cloned());
