@@ -51,3 +51,7 @@ pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied());
     text.unwrap_or("no message")
 }
+
+#[cfg(test)]
+#[path = "vital_tests.rs"]
+mod tests;

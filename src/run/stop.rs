@@ -126,13 +126,5 @@ fn report(counters: &Counters, begun: Instant) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_end_has_time_after_any_drain() {
-        for (drain, all) in [(0, 9_500), (5_000, 9_500), (6_000, 10_500), (3_600_000, 3_604_500)] {
-            assert_eq!(time_for_all(Duration::from_millis(drain)), Duration::from_millis(all));
-        }
-    }
-}
+#[path = "stop_tests.rs"]
+mod tests;
