@@ -236,7 +236,7 @@ struct Listed<S> {
 impl<S> Drop for Listed<S> {
     fn drop(&mut self) {
         self.side.open.lock().try_remove(self.key);
-        if self.shared.gives_way() {
+        if self.shared.retire() {
             self.side.common.giving_way.fetch_sub(1, Ordering::Relaxed);
         }
     }

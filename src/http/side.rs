@@ -180,12 +180,12 @@ impl Shared {
 
     /// It has read something. `false` if it had to give way just before: what it read must have no effect then.
     pub(super) fn set_busy(&self) -> bool {
-        self.occupation.swap(BUSY, Ordering::Relaxed) != GIVING_WAY
+        self.occupation.compare_exchange(IDLE, BUSY, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Whether it was chosen to give way.
-    pub(super) fn gives_way(&self) -> bool {
-        self.occupation.load(Ordering::Relaxed) == GIVING_WAY
+    /// It ends, and cannot be chosen to give way any more. Whether it was.
+    pub(super) fn retire(&self) -> bool {
+        self.occupation.swap(BUSY, Ordering::Relaxed) == GIVING_WAY
     }
 
     pub(super) fn set_paused(&self) {

@@ -180,4 +180,17 @@ fn many_give_way() {
     assert!(gave_way >= 150, "{gave_way}");
     assert_eq!(metric(&app, "connections_refused_total"), 0);
     poll("no more than allowed", RECOVERY, || (descriptors(&app) < 200).then_some(()));
+    // Clients that close while they are being chosen: each is counted once, so that the bound stays what it is.
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..100).for_each(|_| drop(app.client().send(b""))));
+        }
+        (0..300).for_each(|_| drop(app.client().send_request("GET", "/")));
+    });
+    drop(open);
+    poll("no connection", RECOVERY, || (metric(&app, "connections") == 0).then_some(()));
+    let mut working: Vec<Client> = (0..100).map(|_| busy(&app)).collect();
+    poll("all places taken", RECOVERY, || (metric(&app, "connections") == 100).then_some(()));
+    assert_eq!(app.client().get("/").status, 503, "one more than there are places");
+    assert!(working.iter_mut().all(finishes));
 }
