@@ -165,7 +165,7 @@ impl Store {
         let reply: String = self.ask(eval.arg(epoch).arg(until))?;
         match reply.as_str() {
             "K" => Ok(()),
-            other => Err(format!("sale {} was not opened under epoch {epoch}: Redis says {other}", terms.sale)),
+            other => Err(format!("{terms} was not opened under epoch {epoch}: Redis says {other}")),
         }
     }
 }

@@ -55,7 +55,7 @@ pub fn plan_ahead<L: Ledger + ?Sized>(
         let Some(terms) = next_terms(&known, now_ms, settings) else { return Ok(()) };
         let row = ledger.plan(&terms)?;
         if overlaps(&row.terms, &known) {
-            return Err(LedgerError::Failed(format!("sale {} in the ledger overlaps another one", row.terms.sale)));
+            return Err(LedgerError::Failed(format!("{} in the ledger overlaps another sale", row.terms)));
         }
         rows.push(row);
         rows.sort_by_key(|row| row.terms.starts_ms);
@@ -67,6 +67,19 @@ pub fn is_by(terms: &Terms, settings: &SaleSettings) -> bool {
     let SaleSettings { items, user_limit, sale_ms, hold_ms } = *settings;
     (terms.items, terms.user_limit, terms.hold_ms) == (items, user_limit, hold_ms)
         && terms.ends_ms - terms.starts_ms == sale_ms
+}
+
+/// A warning that a sale is not as `settings` have it.
+pub fn other_settings(terms: &Terms, settings: &SaleSettings) -> String {
+    let words = |items: u64, limit: u64, hold_ms: u64, sale_ms: u64| {
+        format!("{items} items, {limit} to a user, holds of {} s, {} s long", hold_ms / 1000, sale_ms / 1000)
+    };
+    format!(
+        "{terms} was opened with other settings than this instance's: it has {}; this instance is set to {}, which \
+         applies from the first sale that is not opened yet",
+        words(terms.items, terms.user_limit, terms.hold_ms, terms.ends_ms - terms.starts_ms),
+        words(settings.items, settings.user_limit, settings.hold_ms, settings.sale_ms),
+    )
 }
 
 /// Whether `terms` share a moment with any of `known`: then somebody else has planned otherwise.

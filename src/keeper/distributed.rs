@@ -193,8 +193,10 @@ impl Keeper {
             // Said of a sale that is not open any more, or of an epoch that has been left since.
             Suspicion::State(sale, _) if !self.open.iter().any(|terms| terms.sale == sale) => return,
             Suspicion::Epoch(theirs) if theirs <= self.epoch.number => return,
-            Suspicion::State(sale, what) => format!("the state of sale {sale} {what}"),
-            Suspicion::Epoch(theirs) => format!("Redis is at epoch {theirs}"),
+            Suspicion::State(sale, what) => format!("the state of {} in Redis {what}", sale.named()),
+            Suspicion::Epoch(theirs) => {
+                format!("Redis carries epoch {theirs}, which another instance has opened or is about to open")
+            }
         };
         self.doubt.get_or_insert(doubt);
     }
@@ -203,15 +205,15 @@ impl Keeper {
     fn report(&mut self, result: Result<(), String>) {
         match result {
             Ok(()) => {
-                if self.trouble.take().is_some() {
-                    tracing::info!("all is well again");
+                if let Some(trouble) = self.trouble.take() {
+                    tracing::info!("the keeper's work succeeds again; it failed last because: {trouble}");
                 }
             }
             // What a refusal by Redis prevents is told by it.
             Err(_) if self.refusals.is_on() => {}
             Err(trouble) => {
                 if self.trouble.is_none() {
-                    tracing::warn!("{trouble}");
+                    tracing::warn!("the keeper's work fails and is tried again: {trouble}");
                 }
                 self.trouble = Some(trouble);
             }
@@ -271,7 +273,7 @@ impl Keeper {
     /// Tries to settle the doubt, unless that has failed a moment ago.
     fn settle(&mut self, doubt: &str) -> Result<(), String> {
         if self.retry.is_some_and(|(failed, wait)| failed.elapsed() < wait) {
-            return Err(format!("not settled yet: {doubt}"));
+            return Err(format!("the doubt is not settled yet: {doubt}"));
         }
         let done = self.recover();
         let wait = self.retry.map_or(MIN_RETRY, |(_, wait)| (wait * 2).min(MAX_RETRY));
@@ -304,9 +306,9 @@ impl Keeper {
             // This instance came before the first opening, which is another one's.
             self.epoch.identity = current.identity;
         } else if current.number != self.epoch.number {
-            self.doubt.get_or_insert(format!("the ledger is at epoch {}", current.number));
+            self.doubt.get_or_insert(format!("another instance has raised the epoch to {}", current.number));
         } else if current.identity != self.epoch.identity {
-            self.doubt.get_or_insert(format!("epoch {} is being closed", current.number));
+            self.doubt.get_or_insert(format!("another instance is closing epoch {}", current.number));
         }
         if self.doubt.is_none() && !self.epoch.identity.is_empty() && !self.ledger.is_member() {
             // The session is gone, with Postgres or without. Redis fences us meanwhile: whoever closes the epoch closes
@@ -323,7 +325,10 @@ impl Keeper {
 
     fn stop_selling(&mut self, doubt: &str) {
         if self.selling {
-            tracing::error!(epoch = self.epoch.number, "selling stops until this is settled: {doubt}");
+            tracing::error!(
+                "selling stops on this instance until this is settled (epoch {}): {doubt}",
+                self.epoch.number
+            );
         }
         self.selling = false;
         self.gate.rcu(|view| View { selling: false, ..View::clone(view) });

@@ -2,7 +2,7 @@
 //!
 //! Owns the list of open sales. Invariant: a sale that is in the list holds all that the ledger has of it.
 
-use super::calendar::{is_by, next_terms, plan_ahead};
+use super::calendar::{is_by, next_terms, other_settings, plan_ahead};
 use super::milestones::Milestones;
 use crate::config::SaleSettings;
 use crate::domain::{EMBEDDED_EPOCH, Terms};
@@ -53,7 +53,7 @@ impl Keeper {
                     self.trouble = false;
                 }
                 Err(error) if !self.trouble => {
-                    tracing::error!("cannot open the next sale: {error}");
+                    tracing::error!("the next sale cannot be opened, which is tried again: {error}");
                     self.trouble = true;
                 }
                 Ok(()) | Err(_) => {}
@@ -107,16 +107,16 @@ impl Keeper {
         self.ledger.holds(terms.sale, &mut |hold| holds.push(hold))?;
         let found = holds.len();
         let sale = MemorySale::open(*terms, holds, now_ms);
-        tracing::info!(sale = terms.sale.0, items = terms.items, holds = found, "opened");
+        tracing::info!(
+            "{terms} is opened: {} items, {} to a user, {found} holds on record",
+            terms.items,
+            terms.user_limit
+        );
         if !is_by(terms, &self.settings) && !std::mem::replace(&mut self.warned, true) {
-            tracing::warn!(
-                ?terms,
-                settings = ?self.settings,
-                "a sale was opened with other settings; the present ones apply from the first sale not opened yet"
-            );
+            tracing::warn!("{}", other_settings(terms, &self.settings));
         }
         if sale.dropped() > 0 {
-            tracing::error!(sale = terms.sale.0, holds = sale.dropped(), "holds found no item left");
+            tracing::error!("{terms}: {} holds on record found no item left: their codes are void", sale.dropped());
         }
         Ok(sale)
     }

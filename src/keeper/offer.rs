@@ -66,7 +66,8 @@ impl Keeper {
             }
             let count = records.len() as u64;
             self.recorder.counters().written.fetch_add(count, Ordering::Relaxed);
-            tracing::info!(sale = records.sale.0, epoch = records.epoch, count, "late records are settled");
+            let (sale, epoch) = (records.sale.named(), records.epoch);
+            tracing::info!("late records are settled: {count} of {sale}, decided under epoch {epoch}");
         }
         failed
     }
@@ -106,8 +107,12 @@ impl Keeper {
             self.ledger.add_missing(&fit).map_err(|e| e.to_string())?;
         }
         if !misfit.is_empty() {
-            let (sale, count) = (late.sale.0, misfit.len());
-            tracing::error!(sale, count, "records of an older epoch fit no more: kept apart in the ledger");
+            let (sale, count) = (late.sale.named(), misfit.len());
+            tracing::error!(
+                "{count} records of {sale} were answered under epoch {} and do not fit any more: kept apart in \
+                 ledger_misfits, for an operator to settle",
+                late.epoch
+            );
             self.ledger.keep_apart(&misfit, "decided under an older epoch").map_err(|e| e.to_string())?;
         }
         Ok(())
@@ -131,7 +136,7 @@ impl Keeper {
         match reply.split_once(' ') {
             Some(("K", marks)) => Ok(Some(marks.to_owned())),
             Some(("T", _)) => Ok(None),
-            _ => Err(format!("sale {sale} cannot take late records now: Redis says {reply}")),
+            _ => Err(format!("{} cannot take late records now: Redis says {reply}", sale.named())),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Invariant: what is in `open` was found good, or was opened, under the keeper's epoch. Refuses to settle a doubt: it
 //! only raises one.
 
-use super::calendar::{is_by, next_terms, plan_ahead};
+use super::calendar::{is_by, next_terms, other_settings, plan_ahead};
 use super::distributed::{Keeper, SHORT_WAIT};
 use super::store::Condition;
 use crate::domain::Terms;
@@ -75,7 +75,7 @@ impl Keeper {
         match self.store.condition(terms.sale, self.epoch.number)? {
             Condition::Good => Ok(()),
             other => {
-                let doubt = format!("the state of sale {} is not as it was left: {other:?}", terms.sale);
+                let doubt = format!("the state of {terms} in Redis {other}");
                 self.doubt.get_or_insert(doubt.clone());
                 Err(doubt)
             }
@@ -92,7 +92,7 @@ impl Keeper {
     fn open_ahead(&mut self, now_ms: u64) -> Result<(), String> {
         let current = self.ledger.epoch().map_err(|e| e.to_string())?;
         if current.number != self.epoch.number {
-            self.doubt.get_or_insert(format!("the ledger is at epoch {}", current.number));
+            self.doubt.get_or_insert(format!("another instance has raised the epoch to {}", current.number));
             return Err("another instance has raised the epoch".into());
         }
         let mut rows = self.rows(now_ms)?;
@@ -136,7 +136,7 @@ impl Keeper {
                 self.store.discard(&built);
                 return opened;
             }
-            tracing::info!(sale = row.terms.sale.0, items = row.terms.items, "opened");
+            tracing::info!("{} is opened: {} items, {} to a user", row.terms, row.terms.items, row.terms.user_limit);
             self.add_open(row.terms);
         }
         Ok(())
@@ -144,14 +144,7 @@ impl Keeper {
 
     fn warn_of_other_settings(&mut self, terms: &Terms) {
         if !is_by(terms, &self.settings) && self.warned.is_none() {
-            tracing::warn!(
-                sale = terms.sale.0,
-                items = terms.items,
-                user_limit = terms.user_limit,
-                hold_ms = terms.hold_ms,
-                length_ms = terms.ends_ms - terms.starts_ms,
-                "a sale was opened with other settings than this instance's; they apply from the first sale not opened yet"
-            );
+            tracing::warn!("{}", other_settings(terms, &self.settings));
             self.warned = Some(*terms);
         }
     }

@@ -163,12 +163,15 @@ impl Keeper {
     fn end_reconciliation(&mut self, progress: &Progress) -> Result<(), String> {
         let Progress { task: Task { sale, over, .. }, added, whole, .. } = *progress;
         if added > 0 {
-            tracing::warn!(sale = sale.0, records = added, "written to the ledger by reconciliation");
+            tracing::warn!(
+                "{}: {added} records that only Redis had were written to the ledger by reconciliation",
+                sale.named()
+            );
         }
         if over && whole {
             self.store.unlink(sale)?;
             self.upkeep.forget(sale);
-            tracing::info!(sale = sale.0, "cleared away");
+            tracing::info!("{} is cleared away from Redis: the ledger has all of it", sale.named());
         }
         Ok(())
     }

@@ -71,7 +71,8 @@ impl Keeper {
         // What the cores found odd until now is settled with it; what still is odd, they find again.
         while self.suspicions.try_recv().is_ok() {}
         let took = begun.elapsed();
-        tracing::info!(epoch = self.epoch.number, sales = self.open.len(), ?took, "the doubt is settled");
+        let (sales, epoch) = (self.open.len(), self.epoch.number);
+        tracing::info!("the doubt is settled after {took:.1?}: this instance sells {sales} sales under epoch {epoch}");
         Ok(())
     }
 
@@ -156,13 +157,18 @@ impl Keeper {
     fn place_own(&mut self) {
         self.take_stale();
         if let Err(why) = self.place_late(false) {
-            tracing::warn!("late records are not placed yet: {why}");
+            tracing::warn!(
+                "records that came too late for a rebuilding are not placed yet, and are tried again: {why}"
+            );
         }
     }
 
     /// Closes the epoch `old`, and opens all sales anew under `epoch`.
     fn reopen(&mut self, old: u64, epoch: u64, identity: &str, opened: &[Terms]) -> Result<(), String> {
-        tracing::warn!(epoch, sales = opened.len(), "rebuilding under a new epoch");
+        let sales = opened.len();
+        tracing::warn!(
+            "rebuilding {sales} sales from the ledger and Redis under epoch {epoch}; none of them sells until it is done"
+        );
         // All hear that selling is over, and may write what they have: until the epoch is raised, it is in force.
         self.still_opening()?;
         self.ledger.announce_closing(old).map_err(|e| e.to_string())?;
@@ -250,10 +256,12 @@ impl Keeper {
         // A frozen instance, or a writer in the midst of a transaction that never ends: it could commit after the
         // merge. What it has not committed is offered to Redis when it goes on.
         let sessions = self.ledger.evict(old).map_err(|e| e.to_string())?;
-        tracing::warn!(epoch = old, sessions, "an instance has not let go of the old epoch: its sessions are ended");
+        tracing::warn!(
+            "an instance has not let go of epoch {old} in time: its sessions are ended ({sessions} sessions with Postgres)"
+        );
         let free = self.ledger.drain(old, EVICT_WAIT).map_err(|e| e.to_string())?;
         self.still_opening()?;
-        if free { Ok(()) } else { Err(format!("somebody still writes under epoch {old}")) }
+        if free { Ok(()) } else { Err(format!("a session with Postgres still writes under epoch {old}")) }
     }
 
     /// Builds a sale's state for `epoch` from all that is known of it. [`super::store::Store::open`] puts it in place.
@@ -283,10 +291,11 @@ impl Keeper {
         let now_ms = self.store.now_ms()?;
         let rebuilt = union.rebuild(terms, now_ms);
         if rebuilt.purchased > terms.items {
-            tracing::error!(sale = terms.sale.0, purchased = rebuilt.purchased, "more was purchased than there was");
+            tracing::error!("{terms}: {} items were purchased, more than its {}", rebuilt.purchased, terms.items);
         }
         if !rebuilt.misfits.is_empty() {
-            tracing::error!(sale = terms.sale.0, holds = rebuilt.misfits.len(), "holds found no item left");
+            let holds = rebuilt.misfits.len();
+            tracing::error!("{terms}: {holds} holds found no item left; they are kept apart in ledger_misfits");
             let mut records = Records::new(terms.sale, epoch);
             for (number, known) in &rebuilt.misfits {
                 records.push(&Record {

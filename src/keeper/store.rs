@@ -11,6 +11,7 @@ use crate::inventory::identity;
 use crate::inventory::redis::scripts::{self, queue_key, state_key};
 use crate::redis::target::Target;
 use redis::{Cmd, Connection, FromRedisValue, Pipeline, RedisResult, Value, cmd, from_redis_value_ref};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,6 +72,18 @@ pub enum Condition {
     /// It is no state that a script can go on from: its queue is not the one it knows, its numbers do not add up, or a
     /// key is of another type.
     Damaged,
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Condition::Good => f.write_str("sells"),
+            Condition::Missing => f.write_str("is missing"),
+            Condition::Epoch(epoch) => write!(f, "is of epoch {epoch}"),
+            Condition::Closed => f.write_str("is closed"),
+            Condition::Damaged => f.write_str("is damaged"),
+        }
+    }
 }
 
 /// How much a sale has decided.
@@ -191,7 +204,7 @@ impl Store {
         eval.arg(scripts::CLOSE).arg(1).arg(state_key(terms.sale)).arg(epoch).arg(terms.ends_ms / 1000 + KEEP_SECONDS);
         match self.ask::<String>(&eval)?.as_str() {
             "K" => Ok(()),
-            other => Err(format!("sale {} cannot be closed for epoch {epoch}: Redis says {other}", terms.sale)),
+            other => Err(format!("{terms} cannot be closed for epoch {epoch}: Redis says {other}")),
         }
     }
 
@@ -201,7 +214,7 @@ impl Store {
         eval.arg(scripts::FORGET).arg(2).arg(state_key(terms.sale)).arg(queue_key(terms.sale));
         match self.ask::<String>(eval.arg(epoch).arg(terms.ends_ms / 1000 + KEEP_SECONDS))?.as_str() {
             "K" => Ok(()),
-            other => Err(format!("sale {} is not closed for epoch {epoch}: Redis says {other}", terms.sale)),
+            other => Err(format!("{terms} is not closed for epoch {epoch}: Redis says {other}")),
         }
     }
 
@@ -299,7 +312,7 @@ impl Store {
                 None => {
                     whole = false;
                     let field = String::from_utf8_lossy(&field);
-                    tracing::error!(%sale, %field, "a hold in Redis that cannot be read");
+                    tracing::error!("{}: a hold in Redis cannot be read and is left out: {field}", sale.named());
                 }
             }
         }

@@ -64,7 +64,7 @@ impl Upkeep {
     pub(super) fn see_members(&mut self, epoch: u64, sessions: Vec<i32>) {
         let (before, known) = &self.members;
         if *before == epoch && known.iter().any(|session| !sessions.contains(session)) {
-            tracing::info!(epoch, "an instance has left: what it may have left unwritten is looked for");
+            tracing::info!("an instance has left epoch {epoch}: what it may have left unwritten is looked for");
             self.quicken();
         }
         self.members = (epoch, sessions);
@@ -93,7 +93,9 @@ impl Keeper {
         let before = std::mem::replace(&mut self.upkeep.overflowed, overflowed);
         if before != overflowed {
             let records = overflowed - before;
-            tracing::warn!(records, "the ledger cannot keep up: records are left to reconciliation");
+            tracing::warn!(
+                "the ledger cannot keep up: {records} records found no room on their way to it and are left to reconciliation"
+            );
             self.upkeep.hurry();
         }
         if self.reconciliation.is_busy() {

@@ -235,7 +235,9 @@ impl<A: Append + 'static> Writer<A> {
             self.refuse(&mut handoff);
             let _ = self.stale.send(handoff);
         }
-        tracing::warn!(current, count, "records of another epoch");
+        tracing::warn!(
+            "{count} records were decided under another epoch than the one in force, {current}: the keeper places them"
+        );
         self.inbox.counters.stale.fetch_add(count, Ordering::Relaxed);
     }
 }

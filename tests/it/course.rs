@@ -35,3 +35,42 @@ fn lines_of_a_sale(mode: Mode) {
     assert!(lines[0].contains(&format!("sale {sale} (20")) && lines[0].contains("Z to 20"), "{said}");
     assert_eq!(said.matches("free 1").count(), 1, "{said}");
 }
+
+/// Each sale in `said` stands there with its times, and nothing is written as the program keeps it.
+fn is_for_people(said: &str) {
+    for line in said.lines() {
+        let words = line.split_once("flashsale::").map_or(line, |(_, words)| words);
+        for part in ["sale=", "SaleId", " { ", "Some(", "None", "Ok(", "Err("] {
+            assert!(!words.contains(part), "{part}: {line}");
+        }
+        for rest in words.split("sale ").skip(1).filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) {
+            let after = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+            assert!(after.starts_with(" (20"), "a sale without its time: {line}");
+        }
+    }
+}
+
+#[test]
+fn the_log_of_a_loss_is_for_people() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let app = stack.app().start();
+    let other = stack.app().env("SALE_ITEMS", 77).env("USER_LIMIT", 7).start();
+    let code = app.client().checkout("u", "i").field("code");
+    assert_eq!(app.client().purchase(&code).status, 200);
+    stack.redis().wipe();
+    [&app, &other].iter().for_each(|app| app.says("the doubt is settled", Duration::from_secs(10)));
+    for app in [app, other] {
+        let said = app.last_words();
+        assert!(said.contains(" is missing"), "{said}");
+        is_for_people(&said);
+    }
+}
+
+#[test]
+fn the_log_of_other_settings_is_for_people() {
+    let stack = Stack::new(Mode::Embedded);
+    is_for_people(&stack.app().start().last_words());
+    let said = stack.app().env("SALE_ITEMS", 77).start().last_words();
+    assert!(said.contains("other settings"), "{said}");
+    is_for_people(&said);
+}

@@ -136,7 +136,10 @@ impl PostgresLedger {
 
 fn say_malformed(sale: SaleId, malformed: u64) {
     if malformed > 0 {
-        tracing::error!(%sale, malformed, "holds in the ledger that this service cannot have written are left out");
+        let sale = sale.named();
+        tracing::error!(
+            "{malformed} holds of {sale} in the ledger are not as this service writes them, and are left out"
+        );
     }
 }
 
@@ -180,7 +183,9 @@ impl Ledger for PostgresLedger {
                 if !used.try_get::<_, bool>(0)? {
                     return Ok(instance);
                 }
-                tracing::warn!(instance, "the ledger gave out this instance's number before: it was restored");
+                tracing::warn!(
+                    "the ledger gave out the instance number {instance} before: it was restored to an earlier time"
+                );
             }
         })
     }

@@ -40,7 +40,7 @@ pub(super) async fn migrate(wire: &mut Wire) -> Result<(), Failure> {
         };
         let name = migration.name;
         apply(client, version, migration).await.map_err(|e| e.during(&format!("the schema's migration {name}")))?;
-        tracing::info!(version, migration = name, "the ledger's schema is migrated");
+        tracing::info!("the ledger's schema is migrated to version {version} ({name})");
     }
     Ok(())
 }

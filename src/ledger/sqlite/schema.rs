@@ -30,7 +30,7 @@ pub(super) fn migrate(db: &mut Connection, path: &Path) -> Result<(), OpenError>
         let Some((version, migration)) = step else { return Ok(()) };
         apply(db, version, migration).map_err(|e| failed(migration.name, e))?;
         if found.version > 0 {
-            tracing::info!(version, migration = migration.name, "the ledger's schema is migrated");
+            tracing::info!("the ledger's schema is migrated to version {version} ({})", migration.name);
         }
     }
 }
