@@ -100,6 +100,9 @@ pub struct Counters {
     pub handed: AtomicU64,
     /// Records that the writer has put into the ledger.
     pub written: AtomicU64,
+    /// Messages with records that the writer is done with, in the order in which they were handed over: in the ledger, or
+    /// given back and undone.
+    pub settled: AtomicU64,
     /// Records that found the channel full and are left to reconciliation.
     pub overflowed: AtomicU64,
     /// Of those, how many are known to be in the ledger by now.

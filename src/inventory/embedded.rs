@@ -1,48 +1,59 @@
 //! The embedded inventory: the memory inventory behind one lock, answered once the ledger has it.
 //!
 //! Owns the running sales of this one process, the gathering of a turn's requests, and the undoing of what the ledger
-//! did not take. Invariants: nothing is answered that is not on disk; the writer gets the records in the order in
+//! did not take. Invariants: nothing is answered that is not on disk, nor what rests on anything that is not; the writer gets the records in the order in
 //! which they were decided; no decision stands that was made on the ground of an undone one; the lock is never held
 //! across a wait. Refuses to know SQL and HTTP.
+
+mod unwritten;
 
 use super::memory::{Decision, MemorySale};
 use super::{Gate, Inventory, Progress};
 use crate::code::HoldNumbers;
 use crate::core::{Bell, Cores, Ticket, Waiter};
-use crate::domain::{EMBEDDED_EPOCH, Outcome, Record, Request, SaleId, Terms};
+use crate::domain::{EMBEDDED_EPOCH, Outcome, Record, RecordKind, Request, SaleId, Terms};
 use crate::record::{Ack, Handoff, Recorder, TakeBack};
 use may::io::WaitIoWaker;
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
+use unwritten::Unwritten;
 
 /// The sales that are open, by their start, all behind one lock: a turn takes it once, and whoever has it sees
 /// everything that was decided and not yet handed over, which is nothing.
 #[derive(Clone, Default)]
-pub struct Sales(Arc<Mutex<Vec<MemorySale>>>);
+pub struct Sales(Arc<Mutex<State>>);
+
+/// What the lock guards.
+#[derive(Default)]
+struct State {
+    open: Vec<MemorySale>,
+    unwritten: Unwritten,
+}
 
 impl Sales {
     /// The terms of the open sales, by their start.
     pub fn terms(&self) -> Vec<Terms> {
-        self.0.lock().iter().map(|sale| *sale.terms()).collect()
+        self.0.lock().open.iter().map(|sale| *sale.terms()).collect()
     }
 
     /// How far an open sale has come; `None` if it is not open.
     pub fn progress(&self, sale: SaleId) -> Option<Progress> {
-        self.0.lock().iter().find(|open| open.terms().sale == sale).map(MemorySale::progress)
+        self.0.lock().open.iter().find(|open| open.terms().sale == sale).map(MemorySale::progress)
     }
 
     /// Opens `sale`.
     pub fn open(&self, sale: MemorySale) {
-        let mut sales = self.0.lock();
-        sales.push(sale);
-        sales.sort_by_key(|sale| sale.terms().starts_ms);
+        let mut state = self.0.lock();
+        state.open.push(sale);
+        state.open.sort_by_key(|sale| sale.terms().starts_ms);
     }
 
     /// Forgets the sales that ended before `ms` (unix milliseconds).
     pub fn forget(&self, ms: u64) {
-        let ended: Vec<MemorySale> = self.0.lock().extract_if(.., |sale| sale.terms().ends_ms < ms).collect();
+        let ended: Vec<MemorySale> = self.0.lock().open.extract_if(.., |sale| sale.terms().ends_ms < ms).collect();
         // Not under the lock: there may be a million holds to free.
         drop(ended);
     }
@@ -50,9 +61,9 @@ impl Sales {
 
 impl TakeBack for Sales {
     fn take_back(&self, refused: &mut Vec<Box<Handoff>>, rest: &mut dyn FnMut(&mut Vec<Box<Handoff>>)) {
-        let mut sales = self.0.lock();
+        let mut state = self.0.lock();
         rest(refused);
-        refused.iter().rev().for_each(|handoff| undo(&mut sales, handoff));
+        refused.iter().rev().for_each(|handoff| undo(&mut state.open, handoff));
     }
 }
 
@@ -127,49 +138,49 @@ impl EmbeddedInventory {
 
     /// Decides `batch` in its order. What nobody has to wait for is left in `told`.
     fn decide(&self, desk: &Desk, batch: &mut Vec<Pending>, told: &mut Vec<Ack>) {
-        let mut sales = self.parts.sales.0.lock();
+        let counters = self.parts.recorder.counters();
+        let mut state = self.parts.sales.0.lock();
+        // Under the lock: what the writer was refused is undone before it counts as settled.
+        let (settled, refusing) = (counters.settled.load(Ordering::Acquire), counters.is_refusing());
         let now_ms = wall_clock_ms();
-        let mut open: Option<Box<Handoff>> = None;
+        let mut handoff: Option<Box<Handoff>> = None;
         for Pending { waiter, ticket, request } in batch.drain(..) {
-            let (sale, outcome, record) = self.decide_one(&mut sales, now_ms, &request);
+            let Decided { sale, outcome, fact } = self.decide_one(&mut state.open, now_ms, &request);
             let ack = Ack { waiter, ticket, outcome };
-            // Whatever reveals a record waits for it, also when it is another request's that is still on its way:
-            // the writer writes in the order of handing over.
-            if !matches!(outcome, Outcome::Held { .. } | Outcome::Purchased { .. } | Outcome::AlreadyPurchased { .. }) {
+            if fact.is_none() && state.unwritten.is_settled(sale, &request, &outcome, settled, refusing) {
                 told.push(ack);
                 continue;
             }
-            // A handoff is of one sale; at an edge there may be two in a turn.
-            if let Some(other) = open.take_if(|handoff| handoff.records.sale != sale) {
-                self.hand_over(&mut sales, other, told);
+            // Whatever states or reveals a fact, or rests on one that is still on its way, waits for it: the writer writes in
+            // the order of handing over. A handoff is of one sale; at an edge there may be two in a turn.
+            if let Some(other) = handoff.take_if(|handoff| handoff.records.sale != sale) {
+                self.hand_over(&mut state, other, told);
             }
-            let handoff = open.get_or_insert_with(|| self.parts.recorder.blank(desk.core, sale, EMBEDDED_EPOCH));
-            record.iter().for_each(|record| handoff.records.push(record));
+            let handoff = handoff.get_or_insert_with(|| self.parts.recorder.blank(desk.core, sale, EMBEDDED_EPOCH));
+            if let Some((record, expires_ms)) = fact {
+                state.unwritten.note(sale, &record, expires_ms);
+                handoff.records.push(&record);
+            }
             handoff.acks.push(ack);
         }
         // Under the lock, so that the writer gets the records in the order in which they were decided.
-        if let Some(handoff) = open {
-            self.hand_over(&mut sales, handoff, told);
+        if let Some(handoff) = handoff {
+            self.hand_over(&mut state, handoff, told);
         }
     }
 
-    /// The sale, the decision and its record.
-    fn decide_one(
-        &self,
-        sales: &mut [MemorySale],
-        now_ms: u64,
-        request: &Request,
-    ) -> (SaleId, Outcome, Option<Record>) {
-        let asked = sales.iter_mut().find(|sale| match request {
+    fn decide_one(&self, open: &mut [MemorySale], now_ms: u64, request: &Request) -> Decided {
+        let asked = open.iter_mut().find(|sale| match request {
             Request::Checkout { .. } => sale.terms().is_on(now_ms),
             Request::Purchase { hold } => sale.terms().sale == hold.sale,
         });
-        let Some(sale) = asked else { return (SaleId(0), Outcome::Unavailable, None) };
+        let refused = |sale: SaleId, outcome: Outcome| Decided { sale, outcome, fact: None };
+        let Some(sale) = asked else { return refused(SaleId(0), Outcome::Unavailable) };
         let terms = *sale.terms();
         let decision = match *request {
             Request::Checkout { user, item } => match self.parts.numbers.peek() {
                 Some(number) => sale.checkout(now_ms, number, user, item),
-                None => return (terms.sale, Outcome::Unavailable, None),
+                None => return refused(terms.sale, Outcome::Unavailable),
             },
             Request::Purchase { hold } => sale.purchase(now_ms, hold.number),
         };
@@ -179,23 +190,40 @@ impl EmbeddedInventory {
                     // Only now, and under the lock: a refusal uses up no number.
                     self.parts.numbers.take(1);
                 }
-                (terms.sale, outcome, record)
+                let fact = record.map(|record| match record.kind {
+                    RecordKind::Hold => (record, record.expires_ms),
+                    RecordKind::Purchase => (record, sale.expires_ms(record.number)),
+                });
+                Decided { sale: terms.sale, outcome, fact }
             }
             Decision::NotOn { now_ms } if now_ms >= terms.ends_ms && matches!(request, Request::Purchase { .. }) => {
-                (terms.sale, Outcome::InvalidCode, None)
+                refused(terms.sale, Outcome::InvalidCode)
             }
-            Decision::NotOn { .. } | Decision::Duplicate => (terms.sale, Outcome::Unavailable, None),
+            Decision::NotOn { .. } | Decision::Duplicate => refused(terms.sale, Outcome::Unavailable),
         }
     }
 
     /// Hands over, or undoes at once what finds the channel full.
-    fn hand_over(&self, sales: &mut [MemorySale], handoff: Box<Handoff>, told: &mut Vec<Ack>) {
-        if let Err(mut refused) = self.parts.recorder.hand_over(handoff) {
-            undo(sales, &refused);
-            told.extend(refused.acks.drain(..).map(|ack| Ack { outcome: Outcome::Unavailable, ..ack }));
-            self.parts.recorder.give_back(refused);
+    fn hand_over(&self, state: &mut State, handoff: Box<Handoff>, told: &mut Vec<Ack>) {
+        match self.parts.recorder.hand_over(handoff) {
+            Ok(()) => state.unwritten.handed_over(),
+            Err(mut refused) => {
+                undo(&mut state.open, &refused);
+                told.extend(refused.acks.drain(..).map(|ack| Ack { outcome: Outcome::Unavailable, ..ack }));
+                self.parts.recorder.give_back(refused);
+            }
         }
     }
+}
+
+/// What became of a request.
+struct Decided {
+    /// The sale that was asked.
+    sale: SaleId,
+    /// The answer.
+    outcome: Outcome,
+    /// What the ledger must keep before the answer is sent, and when its hold expires.
+    fact: Option<(Record, u64)>,
 }
 
 /// Takes back what `handoff` records, the newest first. A sale that is forgotten needs nothing.
@@ -259,8 +287,8 @@ mod tests {
 
     fn decide(sales: &Sales, sale: SaleId, work: impl FnOnce(&mut MemorySale) -> Decision) -> Box<Handoff> {
         let mut records = Records::new(sale, EMBEDDED_EPOCH);
-        let mut open = sales.0.lock();
-        let sale = open.iter_mut().find(|open| open.terms().sale == sale).unwrap();
+        let mut state = sales.0.lock();
+        let sale = state.open.iter_mut().find(|open| open.terms().sale == sale).unwrap();
         if let Decision::Decided { record: Some(record), .. } = work(sale) {
             records.push(&record);
         }
@@ -289,12 +317,13 @@ mod tests {
             refused.append(&mut after);
         });
         assert_eq!(refused.len(), 4, "all of them get their answer");
-        let mut open = sales.0.lock();
+        let mut state = sales.0.lock();
+        let open = &mut state.open;
         assert_eq!(open[0].stock(1_070), Stock { free: 1, held: 1, purchased: 0 });
         assert_eq!(open[1].stock(2_000), Stock { free: 2, held: 0, purchased: 0 });
         let again = open[0].purchase(1_080, HoldNumber(1));
         assert!(matches!(again, Decision::Decided { outcome: Outcome::Purchased { .. }, .. }), "{again:?}");
-        drop(open);
+        drop(state);
         sales.forget(2_001);
         assert_eq!(sales.terms(), [later]);
         // Of a sale that is gone.

@@ -201,6 +201,8 @@ impl<A: Append + 'static> Writer<A> {
     fn settle(&self, handoffs: &mut Vec<Box<Handoff>>, written: bool) {
         let counters: &Counters = &self.inbox.counters;
         for handoff in handoffs.drain(..) {
+            // After what it states is in the ledger, or undone in memory: then others may rest on that.
+            counters.settled.fetch_add(1, Ordering::Release);
             if written {
                 counters.written.fetch_add(handoff.records.len() as u64, Ordering::Relaxed);
             } else {

@@ -30,3 +30,4 @@ mod settings;
 mod support;
 mod tidy;
 mod time_limits;
+mod unwritten;
