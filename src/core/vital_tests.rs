@@ -76,6 +76,10 @@ impl Protocol for FaultyProtocol {
         Ok(())
     }
     fn lost(&mut self, _: &str) {}
+    fn is_idle(&self) -> bool {
+        true
+    }
+    fn ended_idle(&mut self) {}
     fn waiting_since(&self) -> Option<Instant> {
         None
     }

@@ -196,9 +196,6 @@ impl EmbeddedInventory {
                 });
                 Decided { sale: terms.sale, outcome, fact }
             }
-            Decision::NotOn { now_ms } if now_ms >= terms.ends_ms && matches!(request, Request::Purchase { .. }) => {
-                refused(terms.sale, Outcome::InvalidCode)
-            }
             Decision::NotOn { .. } | Decision::Duplicate => refused(terms.sale, Outcome::Unavailable),
         }
     }
@@ -242,7 +239,7 @@ impl Inventory for EmbeddedInventory {
             return Some(Outcome::Unavailable);
         }
         if let Request::Purchase { hold } = request
-            && let Err(outcome) = view.judge_code(hold.sale, wall_clock_ms())
+            && let Err(outcome) = view.check_code(hold.sale, wall_clock_ms())
         {
             return Some(outcome);
         }

@@ -1,8 +1,8 @@
 //! One sale in memory: the embedded inventory's state, and the judge of the Lua scripts.
 //!
 //! Owns the obvious version of every decision, written as plainly as can be. Invariants: held and purchased items are
-//! never more than the stock (save when the ledger itself says that more were purchased), and a user's count is his
-//! held plus his purchased items. Pure: time is passed in, and it never goes back. Refuses to know clocks, threads,
+//! never more than the stock (save when the ledger itself says that more were purchased), and a user's share is the
+//! user's held and purchased items. Pure: time is passed in, and the sale's never goes back. Refuses to know clocks, threads,
 //! locks, Redis and the ledger.
 
 #[cfg(test)]
@@ -38,6 +38,28 @@ pub struct Hold {
     pub expires_ms: u64,
     /// What became of it.
     pub state: HoldState,
+}
+
+/// A user's items.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Share {
+    held: u64,
+    purchased: u64,
+}
+
+impl Share {
+    fn items(&self) -> u64 {
+        self.held + self.purchased
+    }
+
+    /// The count that a hold of `state` belongs to; an expired one is nobody's.
+    fn count(&mut self, state: HoldState) -> Option<&mut u64> {
+        match state {
+            HoldState::Held => Some(&mut self.held),
+            HoldState::Purchased => Some(&mut self.purchased),
+            HoldState::Expired => None,
+        }
+    }
 }
 
 /// Where the sale's items are: the three add up to its stock, unless the ledger tells of more purchases than that.
@@ -84,14 +106,16 @@ impl Decision {
 #[derive(Clone, Debug)]
 pub struct MemorySale {
     terms: Terms,
-    /// The latest time that a decision was made at.
+    /// The sale's time at the last decision.
     last_ms: u64,
+    /// Where the clock has gone back behind that: what the clock and the sale's time were when this was noticed.
+    slewed: Option<(u64, u64)>,
     holds: BTreeMap<HoldNumber, Hold>,
     /// The holds that are `Held`, the one that expires first at the front.
     queue: BTreeSet<(u64, HoldNumber)>,
     purchased: u64,
-    /// Held plus purchased items of every user who has any.
-    users: HashMap<Id, u64>,
+    /// The items of every user who has any.
+    users: HashMap<Id, Share>,
     dropped: u64,
 }
 
@@ -109,6 +133,7 @@ impl MemorySale {
         let mut sale = MemorySale {
             terms,
             last_ms: latest,
+            slewed: None,
             holds: BTreeMap::new(),
             queue: BTreeSet::new(),
             purchased: 0,
@@ -159,7 +184,7 @@ impl MemorySale {
 
     /// The users who have any items, in no order, each with how many he holds and has purchased.
     pub fn users(&self) -> impl Iterator<Item = (Id, u64)> {
-        self.users.iter().map(|(user, count)| (*user, *count))
+        self.users.iter().map(|(user, share)| (*user, share.items()))
     }
 
     /// Takes an item off the stock for `user`, as hold `number`.
@@ -176,8 +201,12 @@ impl MemorySale {
             let next_ms = self.queue.first().map_or(self.terms.ends_ms, |(expires_ms, _)| *expires_ms);
             return Decision::refused(Outcome::SoldOut { retry_ms: next_ms - now });
         }
-        if self.users.get(&user).is_some_and(|count| *count >= self.terms.user_limit) {
-            let retry_ms = self.terms.hold_ms.min(self.terms.ends_ms - now);
+        let share = self.users.get(&user).copied().unwrap_or_default();
+        if share.items() >= self.terms.user_limit {
+            let to_the_end = self.terms.ends_ms - now;
+            // What is purchased does not come back in this sale.
+            let bought = share.purchased >= self.terms.user_limit;
+            let retry_ms = if bought { to_the_end } else { self.terms.hold_ms.min(to_the_end) };
             return Decision::refused(Outcome::UserLimit { retry_ms });
         }
         let expires_ms = self.terms.hold_expires_ms(now);
@@ -188,11 +217,17 @@ impl MemorySale {
         }
     }
 
-    /// Redeems hold `number`.
+    /// Redeems hold `number`. After the sale's end nothing is redeemed: what was purchased before stays so.
     pub fn purchase(&mut self, now_ms: u64, number: HoldNumber) -> Decision {
         let now = match self.tick(now_ms) {
             Ok(now) => now,
-            Err(now_ms) => return Decision::NotOn { now_ms },
+            Err(now_ms) if now_ms < self.terms.starts_ms => return Decision::NotOn { now_ms },
+            Err(_) => {
+                return Decision::refused(match self.holds.get(&number) {
+                    Some(Hold { state: HoldState::Purchased, item, .. }) => Outcome::AlreadyPurchased { item: *item },
+                    _ => Outcome::InvalidCode,
+                });
+            }
         };
         let Some(hold) = self.holds.get(&number).copied() else {
             return Decision::refused(Outcome::HoldLost);
@@ -248,14 +283,32 @@ impl MemorySale {
         Progress { sold_out_ms, taken: self.holds.len() as u64, purchased: self.purchased }
     }
 
-    /// Moves the clock forward. `Err` with the time if the sale is not on: then nothing may change, not even the clock.
-    fn tick(&mut self, now_ms: u64) -> Result<u64, u64> {
-        let now_ms = now_ms.max(self.last_ms);
+    /// Moves the sale's time to what it is when the clock shows `clock_ms`. `Err` with the time if the sale is not on: then
+    /// nothing may change, not even the time.
+    fn tick(&mut self, clock_ms: u64) -> Result<u64, u64> {
+        let (now_ms, slewed) = self.time(clock_ms);
         if !self.terms.is_on(now_ms) {
             return Err(now_ms);
         }
-        self.last_ms = now_ms;
+        (self.last_ms, self.slewed) = (now_ms, slewed);
         Ok(now_ms)
+    }
+
+    /// The sale's time when the clock shows `clock_ms`, as `lua/time.lua` has it: it never goes back, and goes on at half
+    /// speed where the clock did.
+    fn time(&self, clock_ms: u64) -> (u64, Option<(u64, u64)>) {
+        if clock_ms >= self.last_ms {
+            return (clock_ms, self.slewed);
+        }
+        if let Some((was_ms, from_ms)) = self.slewed
+            && let Some(since_ms) = clock_ms.checked_sub(was_ms)
+        {
+            let slow_ms = (from_ms + since_ms / 2).min(self.terms.ends_ms - 1);
+            if slow_ms >= self.last_ms {
+                return (slow_ms, self.slewed);
+            }
+        }
+        (self.last_ms, Some((clock_ms, self.last_ms)))
     }
 
     /// Gives back the items of the holds whose time has passed.
@@ -283,8 +336,10 @@ impl MemorySale {
             HoldState::Purchased => self.purchased += 1,
             HoldState::Expired => {}
         }
-        if hold.state != HoldState::Expired {
-            *self.users.entry(hold.user).or_insert(0) += 1;
+        if hold.state != HoldState::Expired
+            && let Some(count) = self.users.entry(hold.user).or_default().count(hold.state)
+        {
+            *count += 1;
         }
         self.holds.insert(number, hold);
     }
@@ -299,9 +354,9 @@ impl MemorySale {
             HoldState::Purchased => self.purchased -= 1,
             HoldState::Expired => return Some(hold),
         }
-        if let Some(count) = self.users.get_mut(&hold.user) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(share) = self.users.get_mut(&hold.user) {
+            share.count(hold.state).into_iter().for_each(|count| *count -= 1);
+            if share.items() == 0 {
                 self.users.remove(&hold.user);
             }
         }

@@ -46,7 +46,8 @@ impl Clock {
         Clock { at, ms }
     }
 
-    /// What it would say at `at`. Behind the truth by the way of its last answer, never ahead of it.
+    /// What it would say at `at`. Behind the truth by the way of its last answer, never ahead of it: made for saying
+    /// what is over. For how long something still is so, the moment of the asking counts, not that of the answer.
     pub fn ms(&self, at: Instant) -> u64 {
         self.ms.saturating_add(u64::try_from(at.saturating_duration_since(self.at).as_millis()).unwrap_or(u64::MAX))
     }
@@ -62,17 +63,27 @@ pub struct View {
     /// Whether the inventory answered the keeper when it looked last, and took writes. The cores find out by themselves;
     /// this is for those who ask while nobody shops.
     pub reachable: bool,
-    /// The sales that have been opened and have not ended, by their start.
+    /// The sales that have been opened and have not ended more than [`ENDED_KEPT_MS`] ago, by their start.
     pub sales: Vec<Terms>,
+    /// Up to which moment (unix milliseconds) the ledger was found to have all that was decided in a sale.
+    pub confirmed: Vec<(SaleId, u64)>,
     /// Which Redis the epoch was opened on.
     pub identity: String,
-    /// The inventory's clock.
+    /// The inventory's clock, as the keeper has checked it.
     pub clock: Clock,
 }
 
-/// How long what a core knows by itself (that a sale is sold out) is trusted: operator actions and a rebuilding
-/// elsewhere are seen after that.
-pub const LATCH_TRUST: Duration = Duration::from_secs(1);
+/// How long after its end a sale's codes are still asked for, in milliseconds: a purchase that is repeated across the end
+/// is told what was bought. The HTTP contract promises a minute.
+pub const ENDED_KEPT_MS: u64 = 60_000;
+
+/// How far a call lets the inventory's clock be ahead of the view's, in milliseconds. More than the keeper's call for the
+/// time may take, so that an honest clock is never held back; less than what would harm a sale.
+pub const CLOCK_TOLERANCE_MS: u64 = 3_000;
+
+/// How long a worker answers `sold_out` by itself after one reply: operator actions and a rebuilding elsewhere are seen
+/// after that.
+pub const SOLD_OUT_TRUST: Duration = Duration::from_secs(1);
 
 impl View {
     /// Nothing is sold yet.
@@ -82,6 +93,7 @@ impl View {
             selling: false,
             reachable: true,
             sales: Vec::new(),
+            confirmed: Vec::new(),
             identity: String::new(),
             clock: Clock::new(Instant::now(), 0),
         }
@@ -97,13 +109,25 @@ impl View {
         self.sales.iter().find(|terms| terms.sale == id)
     }
 
+    /// The latest that the inventory's clock may show at `at`, unix milliseconds: a clock that jumps beyond it is not
+    /// followed before the keeper has looked at it.
+    pub fn latest_ms(&self, at: Instant) -> u64 {
+        self.clock.ms(at).saturating_add(CLOCK_TOLERANCE_MS)
+    }
+
+    /// What happened in the sale before this moment (unix milliseconds) was found in the ledger; 0 if it was not looked
+    /// for yet.
+    pub fn confirmed_ms(&self, id: SaleId) -> u64 {
+        self.confirmed.iter().find(|(sale, _)| *sale == id).map_or(0, |(_, upto_ms)| *upto_ms)
+    }
+
     /// What can be said of a code's sale without asking anybody; the terms if the inventory has to be asked.
-    pub fn judge_code(&self, id: SaleId, now_ms: u64) -> Result<&Terms, Outcome> {
+    pub fn check_code(&self, id: SaleId, now_ms: u64) -> Result<&Terms, Outcome> {
         match self.sale(id) {
-            Some(terms) if terms.ends_ms <= now_ms => Err(Outcome::InvalidCode),
+            Some(terms) if terms.ends_ms + ENDED_KEPT_MS <= now_ms => Err(Outcome::InvalidCode),
             Some(terms) => Ok(terms),
-            // Sales leave the view when they have ended. A later one, or one that filled a gap, was opened by another
-            // instance a moment ago.
+            // Sales leave the view some time after they have ended. A later one, or one that filled a gap, was opened by
+            // another instance a moment ago.
             None if self.sale_at(now_ms).is_some_and(|on| id < on.sale) => Err(Outcome::InvalidCode),
             None => Err(Outcome::Unavailable),
         }
@@ -170,13 +194,14 @@ mod tests {
         };
         // Planned by a clock that was ahead; the gap is filled by somebody else at this moment.
         let mut view = View { sales: vec![terms(36_000, 40_000), terms(40_000, 44_000)], ..View::closed() };
-        let judge = |view: &View, sale, now_ms| view.judge_code(SaleId(sale), now_ms).map(|terms| terms.sale.0);
-        assert_eq!(judge(&view, 7, 7_500), Err(Outcome::Unavailable), "it may be on");
-        assert_eq!(judge(&view, 7, 36_500), Err(Outcome::InvalidCode), "it is over");
-        assert_eq!(judge(&view, 44, 36_500), Err(Outcome::Unavailable), "it comes later");
-        assert_eq!(judge(&view, 36, 36_500), Ok(36));
-        assert_eq!(judge(&view, 36, 40_000), Err(Outcome::InvalidCode));
+        let check = |view: &View, sale, now_ms| view.check_code(SaleId(sale), now_ms).map(|terms| terms.sale.0);
+        assert_eq!(check(&view, 7, 7_500), Err(Outcome::Unavailable), "it may be on");
+        assert_eq!(check(&view, 7, 36_500), Err(Outcome::InvalidCode), "it is over");
+        assert_eq!(check(&view, 44, 36_500), Err(Outcome::Unavailable), "it comes later");
+        assert_eq!(check(&view, 36, 36_500), Ok(36));
+        assert_eq!(check(&view, 36, 40_000), Ok(36), "it has just ended");
+        assert_eq!(check(&view, 36, 100_000), Err(Outcome::InvalidCode), "it ended a minute ago");
         view.sales.clear();
-        assert_eq!(judge(&view, 7, 7_500), Err(Outcome::Unavailable));
+        assert_eq!(check(&view, 7, 7_500), Err(Outcome::Unavailable));
     }
 }

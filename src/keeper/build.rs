@@ -4,7 +4,7 @@
 //! epoch (`lua/open.lua`). Many commands go out per round trip: while a sale is rebuilt nobody can buy, and the link to
 //! Redis may be a slow one. Refuses to decide when anything is built.
 
-use super::layout::{queue_entry, write_record};
+use super::layout::{queue_entry, write_record, write_share};
 use super::merge::{Known, Place, Rebuilt};
 use super::store::{CHUNK, KEEP_SECONDS, Store};
 use crate::domain::{Id, Terms};
@@ -55,15 +55,21 @@ impl Store {
         // The first field gives the key its expiry, in one step: from then on it disappears by itself.
         self.begin(cmd("HSET").arg(state).arg("epoch").arg(0), state)?;
         let holds: Vec<_> = rebuilt.holds.iter().collect();
-        let mut users = HashMap::<Id, u64>::new();
+        // Each one's items, and when the last of the holds expires.
+        let mut users = HashMap::<Id, (u64, u64)>::new();
         for trip in holds.chunks(TRIP) {
             let sets = trip.chunks(CHUNK).map(|chunk| {
                 let mut set = cmd("HSET");
                 set.arg(state);
                 for (number, (known, place)) in chunk {
                     set.arg(format!("h:{number}")).arg(write_record(known, *place));
-                    if *place != Place::Expired {
-                        *users.entry(known.user).or_default() += 1;
+                    if *place == Place::Expired {
+                        continue;
+                    }
+                    let (items, last_ms) = users.entry(known.user).or_default();
+                    *items += 1;
+                    if *place == Place::Held {
+                        *last_ms = known.expires_ms.max(*last_ms);
                     }
                 }
                 set
@@ -76,8 +82,8 @@ impl Store {
             let sets = trip.chunks(CHUNK).map(|chunk| {
                 let mut set = cmd("HSET");
                 set.arg(state);
-                for (user, count) in chunk {
-                    set.arg([b"u:", user.as_bytes()].concat()).arg(*count);
+                for (user, (items, last_ms)) in chunk {
+                    set.arg([b"u:", user.as_bytes()].concat()).arg(write_share(*items, *last_ms));
                 }
                 set
             });

@@ -6,8 +6,8 @@
 use super::milestones::{self, Milestones};
 use super::store::Store;
 use crate::config::SaleSettings;
-use crate::domain::{Records, Terms};
-use crate::inventory::{Gate, Inventory, Suspicion, View};
+use crate::domain::{Records, SaleId, Terms};
+use crate::inventory::{CLOCK_TOLERANCE_MS, ENDED_KEPT_MS, Gate, Inventory, Suspicion, View};
 use crate::ledger::{Epoch, Fence};
 use crate::record::{Handoff, Recorder};
 use crossbeam_channel::{Receiver, select};
@@ -191,7 +191,7 @@ impl Keeper {
             // New connections lead to another Redis than the keeper's: it has to look at that one.
             Suspicion::Identity(_) => return self.store.reconnect(),
             // Said of a sale that is not open any more, or of an epoch that has been left since.
-            Suspicion::State(sale, _) if !self.open.iter().any(|terms| terms.sale == sale) => return,
+            Suspicion::State(sale, _) if !self.is_asked_for(sale) => return,
             Suspicion::Epoch(theirs) if theirs <= self.epoch.number => return,
             Suspicion::State(sale, what) => format!("the state of {} in Redis {what}", sale.named()),
             Suspicion::Epoch(theirs) => {
@@ -199,6 +199,12 @@ impl Keeper {
             }
         };
         self.doubt.get_or_insert(doubt);
+    }
+
+    /// Whether `sale` is open, or has ended so recently that its codes are still asked for.
+    fn is_asked_for(&self, sale: SaleId) -> bool {
+        let now_ms = self.store.clock().ms(Instant::now());
+        self.open.iter().any(|terms| terms.sale == sale && terms.ends_ms + ENDED_KEPT_MS > now_ms)
     }
 
     /// Says once what is wrong, and once that it is over.
@@ -246,6 +252,7 @@ impl Keeper {
             }
         }
         identity?;
+        self.look_at_clock()?;
         if !self.open.is_empty() {
             self.resume_selling()?;
         }
@@ -268,6 +275,17 @@ impl Keeper {
             milestones.follow(now_ms, open, &mut |terms| store.progress(terms).ok().flatten());
         }
         Ok(())
+    }
+
+    /// Looks whether Redis' clock has jumped. Where it has, the ledger's clock is asked: Redis' may have been corrected.
+    fn look_at_clock(&mut self) -> Result<(), String> {
+        let ledger = &mut self.ledger;
+        let confirm = |ms: u64| ledger.clock_ms().is_ok_and(|other_ms| other_ms.abs_diff(ms) <= CLOCK_TOLERANCE_MS);
+        let (before, at) = (self.store.clock().ms(Instant::now()), Instant::now());
+        self.store.look_at_clock(confirm)?;
+        // Shown to the workers at once, and not with the next opening: their calls are bounded by it.
+        let stepped = before.abs_diff(self.store.clock().ms(at)) > CLOCK_TOLERANCE_MS;
+        if stepped && self.selling { self.publish(true) } else { Ok(()) }
     }
 
     /// Tries to settle the doubt, unless that has failed a moment ago.

@@ -8,7 +8,7 @@ use crate::config::SaleSettings;
 use crate::domain::{EMBEDDED_EPOCH, Terms};
 use crate::inventory::embedded::{Sales, wall_clock_ms};
 use crate::inventory::memory::MemorySale;
-use crate::inventory::{Clock, Gate, View};
+use crate::inventory::{Clock, ENDED_KEPT_MS, Gate, View};
 use crate::ledger::{Ledger, LedgerError, SaleRow};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::sync::Arc;
@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 
 /// How often it looks at the clock.
 const ROUND: Duration = Duration::from_millis(500);
-/// A sale stays this long after its end: what was decided at the edge may still have to be undone.
-const LINGER_MS: u64 = 30_000;
+// A sale stays that long after its end: its codes are still asked for, and what was decided at the edge may still have to
+// be undone.
+const _: () = assert!(ENDED_KEPT_MS >= 30_000);
 
 /// The keeper.
 pub struct Keeper {
@@ -66,18 +67,19 @@ impl Keeper {
     fn round(&mut self) -> Result<(), LedgerError> {
         let now_ms = wall_clock_ms();
         let open = self.sales.terms();
-        let none_is_old = open.iter().all(|terms| terms.ends_ms + LINGER_MS > now_ms);
+        let none_is_old = open.iter().all(|terms| terms.ends_ms + ENDED_KEPT_MS > now_ms);
         if none_is_old && next_terms(&open, now_ms, &self.settings).is_none() {
             return Ok(());
         }
         let opened = self.open_due(now_ms, &open);
-        self.sales.forget(now_ms.saturating_sub(LINGER_MS));
+        self.sales.forget(now_ms.saturating_sub(ENDED_KEPT_MS));
         // Also where only some of them could be opened: the view is what is open.
         self.gate.store(Arc::new(View {
             epoch: EMBEDDED_EPOCH,
             selling: true,
             reachable: true,
             sales: self.sales.terms(),
+            confirmed: Vec::new(),
             identity: String::new(),
             clock: Clock::new(Instant::now(), now_ms),
         }));
@@ -85,7 +87,11 @@ impl Keeper {
     }
 
     fn open_due(&mut self, now_ms: u64, open: &[Terms]) -> Result<(), LedgerError> {
-        for row in self.due(now_ms)?.iter().filter(|row| row.terms.ends_ms > now_ms && !open.contains(&row.terms)) {
+        for row in self.due(now_ms)?.iter().filter(|row| !open.contains(&row.terms)) {
+            let has_ended = row.terms.ends_ms <= now_ms;
+            if has_ended && !(row.opened && row.terms.ends_ms + ENDED_KEPT_MS > now_ms) {
+                continue;
+            }
             if !row.opened {
                 self.ledger.mark_opened(row.terms.sale)?;
             }
@@ -97,7 +103,7 @@ impl Keeper {
 
     /// The sales that the ledger has, up to those far enough ahead: what is missing of them is planned.
     fn due(&mut self, now_ms: u64) -> Result<Vec<SaleRow>, LedgerError> {
-        let mut rows = self.ledger.sales(now_ms.saturating_sub(self.settings.sale_ms))?;
+        let mut rows = self.ledger.sales(now_ms.saturating_sub(self.settings.sale_ms.max(ENDED_KEPT_MS)))?;
         plan_ahead(&mut *self.ledger, &mut rows, now_ms, &self.settings)?;
         Ok(rows)
     }

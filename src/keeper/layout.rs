@@ -13,6 +13,11 @@ pub(super) fn entry_expires_ms(entry: &[u8]) -> Option<u64> {
     std::str::from_utf8(entry.split(|byte| *byte == b':').nth(1)?).ok()?.parse().ok()
 }
 
+/// A user's share: `<expiry of the last hold, 13 digits><held and purchased items>`.
+pub(super) fn write_share(items: u64, last_expiry_ms: u64) -> String {
+    format!("{last_expiry_ms:013}{items}")
+}
+
 /// A hold's record.
 pub(super) fn write_record(known: &Known, place: Place) -> Vec<u8> {
     let mark = match place {

@@ -5,6 +5,7 @@
 
 pub mod build;
 pub mod calendar;
+mod clock;
 pub mod distributed;
 pub mod embedded;
 mod layout;

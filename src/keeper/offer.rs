@@ -49,7 +49,8 @@ impl Keeper {
         let (mut sold, mut failed) = (HashMap::new(), Ok(()));
         for _ in 0..self.late.len() {
             let Some(records) = self.late.pop_front() else { break };
-            let is_open = self.open.iter().any(|terms| terms.sale == records.sale);
+            let now_ms = self.store.clock().ms(Instant::now());
+            let is_open = self.open.iter().any(|terms| terms.sale == records.sale && terms.ends_ms > now_ms);
             if !is_open && (!ended || begun.elapsed() > TURN) {
                 self.late.push_back(records);
                 continue;
@@ -124,6 +125,7 @@ impl Keeper {
         self.store.take_back(&terms, self.epoch.number)?;
         let mut eval = cmd("EVAL");
         eval.arg(scripts::OFFER).arg(2).arg(state_key(sale)).arg(queue_key(sale)).arg(self.epoch.number);
+        eval.arg(self.store.latest_ms());
         for record in records {
             let (mark, taken_ms, purchased_ms) = match record.kind {
                 RecordKind::Hold => ("H", record.at_ms, 0),

@@ -7,13 +7,10 @@ use super::calendar::{is_by, next_terms, other_settings, plan_ahead};
 use super::distributed::{Keeper, SHORT_WAIT};
 use super::store::Condition;
 use crate::domain::Terms;
-use crate::inventory::{Clock, View};
+use crate::inventory::{ENDED_KEPT_MS, View};
 use crate::ledger::SaleRow;
 use std::sync::Arc;
-use std::time::Instant;
 
-/// A sale stays in the view this long after its end, since a core's clock is a little behind.
-const LINGER_MS: u64 = 2_000;
 /// Open sales whose state is looked at regularly, the running one first: a loss is found before anybody asks for them.
 const LOOKED_AT: usize = 3;
 
@@ -21,16 +18,16 @@ impl Keeper {
     /// Shows the cores what is open.
     pub(super) fn publish(&mut self, selling: bool) -> Result<(), String> {
         let now_ms = self.store.now_ms()?;
-        // After the answer: the cores' clock may be behind, never ahead.
-        let at = Instant::now();
-        self.open.retain(|terms| terms.ends_ms + LINGER_MS > now_ms);
+        self.open.retain(|terms| terms.ends_ms + ENDED_KEPT_MS > now_ms);
+        let confirmed = self.open.iter().map(|terms| (terms.sale, self.upkeep.confirmed_ms(terms.sale))).collect();
         self.gate.store(Arc::new(View {
             epoch: self.epoch.number,
             selling,
             reachable: !self.refusals.is_on(),
             sales: self.open.clone(),
+            confirmed,
             identity: self.epoch.identity.clone(),
-            clock: Clock::new(at, now_ms),
+            clock: self.store.clock(),
         }));
         self.selling = selling;
         Ok(())
@@ -50,6 +47,12 @@ impl Keeper {
             } else {
                 missing |= !row.opened || !self.adopt_sale(&row.terms)?;
             }
+        }
+        // Those that have just ended, for the codes that are still asked for. One whose state is gone is not missed.
+        let ended =
+            |row: &&SaleRow| row.opened && (row.terms.ends_ms..row.terms.ends_ms + ENDED_KEPT_MS).contains(&now_ms);
+        for row in rows.iter().filter(ended).filter(|row| !self.open.contains(&row.terms)).collect::<Vec<_>>() {
+            self.adopt_sale(&row.terms)?;
         }
         let done = !missing || self.with_opening_lock(SHORT_WAIT, |keeper| keeper.open_ahead(now_ms))?;
         self.publish(self.selling)?;
@@ -82,9 +85,9 @@ impl Keeper {
         }
     }
 
-    /// The ledger's sales that have not ended, and the one that ended last.
+    /// The ledger's sales that have not ended, and those that ended last.
     pub(super) fn rows(&mut self, now_ms: u64) -> Result<Vec<SaleRow>, String> {
-        let since = now_ms.saturating_sub(self.settings.sale_ms);
+        let since = now_ms.saturating_sub(self.settings.sale_ms.max(ENDED_KEPT_MS));
         self.ledger.sales(since).map_err(|e| e.to_string())
     }
 

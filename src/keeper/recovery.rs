@@ -8,6 +8,7 @@ use super::distributed::Keeper;
 use super::merge::{Known, Rebuilt, Union};
 use super::store::Condition;
 use crate::domain::{HoldNumber, Record, RecordKind, Records, SaleId, Terms};
+use crate::inventory::ENDED_KEPT_MS;
 use crate::ledger::{Epoch, Fence, HoldRow, LedgerError};
 use crate::record::Message;
 use std::collections::HashSet;
@@ -119,7 +120,8 @@ impl Keeper {
         let opened: Vec<Terms> = self
             .rows(now_ms)?
             .iter()
-            .filter(|row| row.opened && row.terms.ends_ms > now_ms)
+            // Those that have just ended too: what was purchased in them is still asked for.
+            .filter(|row| row.opened && row.terms.ends_ms + ENDED_KEPT_MS > now_ms)
             .map(|row| row.terms)
             .collect();
         let (mut good, mut newest) = (current.identity == identity, current.number);

@@ -3,6 +3,7 @@
 //! Owns the keeper's connection. Building and opening a state is [`super::build`]'s. Refuses to decide when anything of
 //! it is to happen.
 
+use super::clock::CheckedClock;
 use super::layout::{entry_expires_ms, read_record};
 use super::merge::Known;
 use super::server_check;
@@ -102,12 +103,14 @@ pub struct Store {
     target: Arc<Target>,
     timeout: Duration,
     connection: Option<Connection>,
+    /// Redis' clock; what is read of it is in `clock.rs`.
+    pub(super) clock: CheckedClock,
 }
 
 impl Store {
     /// Connects on the first call; each call takes `timeout` at most.
     pub fn new(target: Arc<Target>, timeout: Duration) -> Store {
-        Store { target, timeout, connection: None }
+        Store { target, timeout, connection: None, clock: CheckedClock::default() }
     }
 
     pub(super) fn run<T>(&mut self, work: impl FnOnce(&mut Connection) -> RedisResult<T>) -> Result<T, String> {
@@ -126,12 +129,6 @@ impl Store {
 
     pub(super) fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, String> {
         self.run(|connection| command.query(connection))
-    }
-
-    /// Redis' clock, unix milliseconds.
-    pub fn now_ms(&mut self) -> Result<u64, String> {
-        let (seconds, micros): (u64, u64) = self.ask(&cmd("TIME"))?;
-        Ok(seconds * 1000 + micros / 1000)
     }
 
     /// Which Redis this is; `Err` for a replica, which is then left: new connections may lead to its master.
@@ -323,6 +320,7 @@ impl Store {
     pub fn take_back(&mut self, terms: &Terms, epoch: u64) -> Result<(), String> {
         let mut eval = cmd("EVAL");
         eval.arg(scripts::CHECKOUT).arg(2).arg(state_key(terms.sale)).arg(queue_key(terms.sale)).arg(epoch);
+        eval.arg(self.latest_ms());
         loop {
             // What the script refuses is for the caller's own call to find.
             let reply: String = self.ask(&eval)?;

@@ -7,6 +7,7 @@ use super::distributed::{Keeper, is_due};
 use super::reconcile::Task;
 use super::store::Counts;
 use crate::domain::SaleId;
+use crate::inventory::ENDED_KEPT_MS;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -26,12 +27,14 @@ const HURRY: Duration = Duration::from_secs(1);
 /// After an outage or an overflow, only records older than this are reconciled: the writers are busy with the others.
 const SETTLED_MS: u64 = 5_000;
 /// How long after its end a sale's state is cleared away.
-const CLEAR_AFTER_MS: u64 = 60_000;
+const CLEAR_AFTER_MS: u64 = 75_000;
 
 // All that a sale decided is settled when it is cleared away.
 const _: () = assert!(CLEAR_AFTER_MS > 2 * SETTLED_MS);
 // A record that is decided at the last moment is seen by one comparison, and found missing by the next.
 const _: () = assert!(QUICK_FOR.as_millis() > 3 * COMPARE_QUICKLY.as_millis());
+// No instance asks for a sale any more whose keys are gone: that would look like a loss.
+const _: () = assert!(CLEAR_AFTER_MS >= ENDED_KEPT_MS + 10_000);
 
 /// When what was done last.
 #[derive(Default)]
@@ -40,6 +43,8 @@ pub(super) struct Upkeep {
     swept: Option<Instant>,
     /// What Redis had of each sale at the last comparison, and when: by the next one the ledger should have it.
     seen: HashMap<SaleId, (Instant, Counts)>,
+    /// Up to which moment (unix milliseconds) the ledger was found to have all of a sale.
+    confirmed: HashMap<SaleId, u64>,
     overflowed: u64,
     /// How many had overflowed at the last comparison.
     overflowed_then: u64,
@@ -78,6 +83,11 @@ impl Upkeep {
     fn every(&self) -> Duration {
         let is_quick = self.quick_until.is_some_and(|until| Instant::now() < until);
         if is_quick { COMPARE_QUICKLY } else { COMPARE_EVERY }
+    }
+
+    /// What happened in the sale before this moment (unix milliseconds) was found in the ledger.
+    pub(super) fn confirmed_ms(&self, sale: SaleId) -> u64 {
+        self.confirmed.get(&sale).copied().unwrap_or(0)
     }
 }
 
@@ -152,7 +162,11 @@ impl Keeper {
         }
         // Up to the same moment: what was written since must not hide what is missing of it.
         let (taken, purchased) = self.ledger.counts(sale, known.upto_ms).map_err(|e| e.to_string())?;
-        Ok((known.taken > taken || known.purchased > purchased).then_some(known.upto_ms))
+        if known.taken > taken || known.purchased > purchased {
+            return Ok(Some(known.upto_ms));
+        }
+        self.upkeep.confirmed.insert(sale, known.upto_ms);
+        Ok(None)
     }
 
     /// Compares the sales that have ended, and clears away those that ended some time ago.
@@ -163,6 +177,8 @@ impl Keeper {
         self.upkeep.seen.retain(|sale, _| {
             ended.iter().any(|(other, _)| other == sale) || self.open.iter().any(|terms| terms.sale == *sale)
         });
+        let seen = &self.upkeep.seen;
+        self.upkeep.confirmed.retain(|sale, _| seen.contains_key(sale));
         let Some(first) = ended.iter().map(|(_, ends_ms)| *ends_ms).min() else { return Ok(()) };
         let rows = self.ledger.sales(first.saturating_sub(1)).map_err(|e| e.to_string())?;
         for (sale, ends_ms) in ended {

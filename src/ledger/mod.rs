@@ -104,6 +104,9 @@ pub trait Fence: Ledger {
     /// milliseconds).
     fn counts(&mut self, sale: SaleId, upto_ms: u64) -> Result<(u64, u64), LedgerError>;
 
+    /// The ledger's clock, unix milliseconds: another opinion on the time.
+    fn clock_ms(&mut self) -> Result<u64, LedgerError>;
+
     /// The epoch in force (1 in a new ledger).
     fn epoch(&mut self) -> Result<Epoch, LedgerError>;
 

@@ -24,6 +24,10 @@ const MAX_BACKOFF: Duration = Duration::from_millis(500);
 
 const _: () = assert!(READ_BYTES < MAX_REPLY_BYTES);
 
+/// A connection that served this long and was idle when the server ended it is made anew at once: servers end idle clients
+/// (`timeout`), and so do devices between. One that ends sooner waits its turn.
+const SETTLED: Duration = Duration::from_millis(500);
+
 /// The event that says there is something to receive (epoll's EPOLLIN).
 const READABLE: usize = 0x1;
 /// The events of a connection that has ended (EPOLLERR, EPOLLHUP, EPOLLRDHUP).
@@ -48,6 +52,12 @@ pub trait Protocol: Send + 'static {
 
     /// The connection is gone, or could not be made: commands that are not answered never will be.
     fn lost(&mut self, why: &str);
+
+    /// Whether every command is answered.
+    fn is_idle(&self) -> bool;
+
+    /// The server ended the connection while nothing was in flight. It is made anew at once; until then nothing is asked.
+    fn ended_idle(&mut self);
 
     /// Since when the oldest command waits for its reply.
     fn waiting_since(&self) -> Option<Instant>;
@@ -89,6 +99,25 @@ pub struct Pipeline<P> {
     pub protocol: P,
 }
 
+/// How a connection ended.
+struct End {
+    why: String,
+    /// The other side ended it.
+    by_peer: bool,
+}
+
+impl From<String> for End {
+    fn from(why: String) -> End {
+        End { why, by_peer: false }
+    }
+}
+
+impl End {
+    fn by_peer(why: impl Into<String>) -> End {
+        End { why: why.into(), by_peer: true }
+    }
+}
+
 struct Socket {
     io: Watched,
     unsent: Vec<u8>,
@@ -106,11 +135,18 @@ impl<P: Protocol> Pipeline<P> {
             let why = match self.connect(attempt) {
                 Ok(mut socket) => {
                     *self.link.waker.lock() = socket.io.waker();
-                    let (greeted, why) = self.serve(&mut socket);
-                    if greeted {
+                    let (greeted, end) = self.serve(&mut socket);
+                    *self.link.waker.lock() = self.link.bell.waker();
+                    if greeted.is_some() {
                         backoff = MIN_BACKOFF;
                     }
-                    why
+                    let settled = greeted.is_some_and(|greeted| greeted.elapsed() >= SETTLED);
+                    if settled && end.by_peer && socket.is_idle() && self.protocol.is_idle() {
+                        tracing::debug!(core = self.core, "an idle connection to Redis ended: {}", end.why);
+                        self.protocol.ended_idle();
+                        continue;
+                    }
+                    end.why
                 }
                 Err(e) => e.to_string(),
             };
@@ -161,24 +197,24 @@ impl<P: Protocol> Pipeline<P> {
         }
     }
 
-    /// Serves a connection until it ends. Says whether the greeting was completed, and why it ended.
-    fn serve(&mut self, socket: &mut Socket) -> (bool, String) {
+    /// Serves a connection until it ends. Says when the greeting was completed, if it was, and how the connection ended.
+    fn serve(&mut self, socket: &mut Socket) -> (Option<Instant>, End) {
         let begun = Instant::now();
         let logins = self.target.log_in(&mut socket.unsent);
         let expected = logins + self.protocol.greet(&mut socket.unsent);
-        let mut answered = 0;
+        let (mut answered, mut greeted) = (0, None);
         loop {
-            if answered == expected
+            if greeted.is_some()
                 && let Err(why) = self.protocol.fill(&mut socket.unsent)
             {
-                return (true, why);
+                return (greeted, why.into());
             }
             if let Err(e) = socket.send() {
-                return (answered == expected, format!("sending: {e}"));
+                return (greeted, End::by_peer(format!("sending: {e}")));
             }
             let events = socket.io.wait();
             let handled = socket.receive(events, |reply| {
-                if answered == expected {
+                if greeted.is_some() {
                     return self.protocol.reply(reply);
                 }
                 match reply {
@@ -188,22 +224,28 @@ impl<P: Protocol> Pipeline<P> {
                 }
                 answered += 1;
                 if answered == expected {
+                    greeted = Some(Instant::now());
                     self.protocol.ready();
                 }
                 Ok(())
             });
-            if let Err(why) = handled {
-                return (answered == expected, why);
+            if let Err(end) = handled {
+                return (greeted, end);
             }
-            let since = if answered == expected { self.protocol.waiting_since() } else { Some(begun) };
+            let since = if greeted.is_some() { self.protocol.waiting_since() } else { Some(begun) };
             if since.is_some_and(|since| since.elapsed() > self.timeout) {
-                return (answered == expected, format!("no reply within {:?}", self.timeout));
+                return (greeted, format!("no reply within {:?}", self.timeout).into());
             }
         }
     }
 }
 
 impl Socket {
+    /// Whether nothing is left to send and no reply has begun to come.
+    fn is_idle(&self) -> bool {
+        self.unsent.is_empty() && self.filled == 0
+    }
+
     /// Sends what the socket takes. The rest waits for the next wake-up.
     fn send(&mut self) -> io::Result<()> {
         let mut sent = 0;
@@ -220,7 +262,7 @@ impl Socket {
     }
 
     /// Receives what `events` announce and gives each whole reply to `each`.
-    fn receive(&mut self, events: usize, mut each: impl FnMut(Reply<'_>) -> Result<(), String>) -> Result<(), String> {
+    fn receive(&mut self, events: usize, mut each: impl FnMut(Reply<'_>) -> Result<(), String>) -> Result<(), End> {
         if events & (READABLE | ENDED) == 0 {
             return Ok(());
         }
@@ -228,11 +270,11 @@ impl Socket {
             let room = self.received.get_mut(self.filled..).unwrap_or_default();
             let space = room.len();
             let count = match rustix::io::read(self.io.fd(), room) {
-                Ok(0) => return Err("the server closed the connection".into()),
+                Ok(0) => return Err(End::by_peer("the server closed the connection")),
                 Ok(n) => n,
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),
                 Err(rustix::io::Errno::INTR) => continue,
-                Err(e) => return Err(format!("receiving: {e}")),
+                Err(e) => return Err(End::by_peer(format!("receiving: {e}"))),
             };
             self.filled += count;
             self.parse(&mut each)?;

@@ -13,6 +13,7 @@ mod course;
 mod deploy;
 mod docs;
 mod embedded;
+mod ended;
 mod ending;
 mod exhaustion;
 mod faults;

@@ -96,7 +96,8 @@ fn open_sale(target: &Arc<Target>) -> View {
     let built = store.build(&terms, 1, &Rebuilt::default(), &mut || Ok(())).unwrap();
     store.open(&built).unwrap();
     let clock = Clock::new(Instant::now(), store.now_ms().unwrap());
-    View { epoch: 1, selling: true, reachable: true, sales: vec![terms], identity: store.identity().unwrap(), clock }
+    let identity = store.identity().unwrap();
+    View { epoch: 1, selling: true, sales: vec![terms], identity, clock, ..View::closed() }
 }
 
 fn start(redis: &Redis) -> (Arc<Recorded>, Server<Recorded>) {

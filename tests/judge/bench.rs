@@ -2,7 +2,7 @@
 
 use crate::redis_server::Redis;
 use flashsale::domain::{HoldKey, HoldNumber, Id, Outcome, Record, RecordKind, SaleId, Terms};
-use flashsale::inventory::redis::scripts::{self, CheckoutMark, Fact, PurchaseMark, Refusal};
+use flashsale::inventory::redis::scripts::{self, CheckoutMark, Fact, Header, PurchaseMark, Refusal};
 use flashsale::keeper::store::Store;
 use flashsale::redis::target::Target;
 use redis::{Cmd, Connection, ConnectionLike, Value, cmd};
@@ -49,6 +49,8 @@ pub fn with_test_clock(text: &str) -> String {
 pub struct Bench {
     pub connection: Connection,
     pub store: Store,
+    /// The latest that calls take Redis' clock to show.
+    pub latest_ms: u64,
     cmd: Cmd,
     checkout_sha: String,
     purchase_sha: String,
@@ -71,6 +73,7 @@ impl Bench {
         Bench {
             connection,
             store: Store::new(target, Duration::from_secs(5)),
+            latest_ms: u64::MAX,
             cmd: Cmd::new(),
             checkout_sha,
             purchase_sha,
@@ -107,13 +110,15 @@ impl Bench {
 
     pub fn send_checkouts(&mut self, terms: &Terms, epoch: u64, asked: Vec<(HoldNumber, Id, Id)>) {
         let requests = asked.iter().map(|(number, user, item)| (*number, user, item));
-        scripts::call_checkout(&mut self.cmd, (&self.checkout_sha, terms.sale, epoch), requests, &mut self.out);
+        let header = Header { sha: &self.checkout_sha, sale: terms.sale, epoch, latest_ms: self.latest_ms };
+        scripts::call_checkout(&mut self.cmd, &header, requests, &mut self.out);
         self.sent.push(Sent::Checkouts(*terms, asked));
     }
 
     pub fn send_purchases(&mut self, terms: &Terms, epoch: u64, holds: Vec<HoldNumber>) {
         let numbers = holds.iter().copied();
-        scripts::call_purchase(&mut self.cmd, (&self.purchase_sha, terms.sale, epoch), numbers, &mut self.out);
+        let header = Header { sha: &self.purchase_sha, sale: terms.sale, epoch, latest_ms: self.latest_ms };
+        scripts::call_purchase(&mut self.cmd, &header, numbers, &mut self.out);
         self.sent.push(Sent::Purchases(*terms, holds));
     }
 
@@ -197,6 +202,7 @@ fn checkout(
         CheckoutMark::UserLimit => {
             Told::Outcome(Outcome::UserLimit { retry_ms: terms.hold_expires_ms(now) - now }, None)
         }
+        CheckoutMark::BoughtLimit => Told::Outcome(Outcome::UserLimit { retry_ms: terms.ends_ms - now }, None),
         CheckoutMark::Again => Told::Again,
         CheckoutMark::Duplicate => Told::Duplicate,
     }
@@ -209,7 +215,7 @@ fn purchase(now: u64, number: HoldNumber, mark: PurchaseMark) -> Told {
             let record = Record { kind: RecordKind::Purchase, number, user, item, at_ms: now, expires_ms: 0 };
             Told::Outcome(Outcome::Purchased { item }, Some(record))
         }
-        PurchaseMark::AlreadyPurchased(Fact { purchased_ms, user, item }) => {
+        PurchaseMark::AlreadyPurchased { fact: Fact { purchased_ms, user, item }, .. } => {
             // Whoever asks for it to be written writes it as it was.
             let kind = RecordKind::Purchase;
             let record = Record { kind, number, user, item, at_ms: purchased_ms, expires_ms: 0 };

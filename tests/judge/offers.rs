@@ -98,7 +98,7 @@ pub fn play(bench: &mut Bench, case: &Case) -> Result<(), String> {
     let now = START_MS + case.at.max(10 * case.held.len() as u64);
     let text = with_test_clock(OFFER);
     let mut eval = cmd("EVAL");
-    eval.arg(&text).arg(2).arg(state_key(sale)).arg(queue_key(sale)).arg(1);
+    eval.arg(&text).arg(2).arg(state_key(sale)).arg(queue_key(sale)).arg(1).arg(u64::MAX);
     let mut wanted = String::from("K ");
     for (purchase, number, user, taken) in &case.late {
         let taken_ms = START_MS + taken * 5;

@@ -17,6 +17,13 @@ pub struct State {
     ttls: (i64, i64),
 }
 
+/// The items of a share, '<expiry of the last hold, 13 digits><held and purchased>'.
+fn items(share: &str) -> u64 {
+    let (last_ms, items) = share.split_at(13);
+    let _: u64 = last_ms.parse().unwrap();
+    items.parse().unwrap()
+}
+
 fn id(text: &str) -> Id {
     text.parse().unwrap()
 }
@@ -34,7 +41,7 @@ impl State {
         for (name, value) in all {
             match name.split_at_checked(2) {
                 Some(("h:", number)) => drop(holds.insert(HoldNumber(number.parse().unwrap()), hold(&value))),
-                Some(("u:", user)) => drop(users.insert(user.to_owned(), value.parse().unwrap())),
+                Some(("u:", user)) => drop(users.insert(user.to_owned(), items(&value))),
                 _ => drop(fields.insert(name, value)),
             }
         }

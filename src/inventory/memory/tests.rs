@@ -102,7 +102,11 @@ fn a_sale_from_start_to_end() {
             // Nothing is held: no item can be free before the end.
             ("1980 c 8 cy", "sold out 20"),
             ("2000 c 8 cy", "not on 2000"),
-            ("2000 p 6", "not on 2000"),
+            // What was purchased before the end stays so, and nothing else is redeemed.
+            ("2000 p 6", "already i"),
+            ("2000 p 2", "invalid"),
+            ("2000 p 99", "invalid"),
+            ("999999 p 6", "already i"),
             // A look from beyond the end has not moved the clock.
             ("1990 p 6", "already i"),
         ],
@@ -116,6 +120,58 @@ fn the_limit_near_the_end_and_a_stock_of_nothing() {
         &[("1950 c 1 ann", "held 1 to 2000; Hold 1 ann at 1950"), ("1960 c 2 ann", "limit 40")],
     );
     check(&mut MemorySale::open(Terms { items: 0, ..TERMS }, [], 0), &[("1500 c 1 ann", "sold out 500")]);
+}
+
+#[test]
+fn the_limit_of_one_who_has_purchased_it() {
+    check(
+        &mut MemorySale::open(Terms { items: 9, ..TERMS }, [], 0),
+        &[
+            ("1000 c 1 ann", "held 1 to 1100; Hold 1 ann at 1000"),
+            ("1000 c 2 ann", "held 2 to 1100; Hold 2 ann at 1000"),
+            ("1010 p 1", "purchased i; Purchase 1 ann at 1010"),
+            // One of the two may still come back.
+            ("1010 c 3 ann", "limit 100"),
+            ("1020 p 2", "purchased i; Purchase 2 ann at 1020"),
+            ("1020 c 3 ann", "limit 980"),
+            ("1020 u Purchase 2", ""),
+            ("1020 c 3 ann", "limit 100"),
+        ],
+    );
+}
+
+#[test]
+fn a_clock_that_goes_back() {
+    check(
+        &mut MemorySale::open(TERMS, [], 0),
+        &[
+            ("1500 c 1 ann", "held 1 to 1600; Hold 1 ann at 1500"),
+            // It has gone back by 200 ms: the sale's time stands for a moment, then goes on at half speed.
+            ("1300 c 2 ann", "held 2 to 1600; Hold 2 ann at 1500"),
+            ("1400 c 3 bob", "held 3 to 1650; Hold 3 bob at 1550"),
+            ("1499 p 1", "purchased i; Purchase 1 ann at 1599"),
+            ("1500 p 2", "invalid"),
+            // The clock has caught up.
+            ("1660 c 4 bob", "held 4 to 1760; Hold 4 bob at 1660"),
+            ("1700 s", "1 1 1"),
+            ("1700 c 5 cy", "held 5 to 1800; Hold 5 cy at 1700"),
+            // Back again, twice, and before what was noted the first time.
+            ("1650 s", "0 2 1"),
+            ("1640 s", "0 2 1"),
+            ("1660 p 5", "purchased i; Purchase 5 cy at 1710"),
+        ],
+    );
+    // It does not come to the end that way.
+    check(
+        &mut MemorySale::open(TERMS, [], 0),
+        &[
+            ("1990 c 1 ann", "held 1 to 2000; Hold 1 ann at 1990"),
+            ("1500 s", "2 1 0"),
+            ("1900 p 1", "purchased i; Purchase 1 ann at 1999"),
+            ("1999 s", "2 0 1"),
+            ("2000 p 1", "already i"),
+        ],
+    );
 }
 
 #[test]
@@ -201,6 +257,7 @@ fn invariant(sale: &mut MemorySale, now: u64) {
     assert_eq!(stock, Stock { free: sale.terms.items - held - purchased, held, purchased });
     assert!(users.values().all(|count| *count <= sale.terms.user_limit));
     assert_eq!(sale.users().collect::<HashMap<_, _>>(), users);
+    assert!(sale.users.values().map(|share| share.purchased).sum::<u64>() == purchased);
 }
 
 fn same(a: &MemorySale, b: &MemorySale) {

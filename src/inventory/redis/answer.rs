@@ -1,9 +1,10 @@
 //! From a script's reply to everybody's answer.
 
-use super::lane::{Flight, Lane, Latch, Pending, Script, State, again};
+use super::lane::{Flight, Lane, Pending, Script, State, again, load_and_send_again};
 use super::scripts::{self, CheckoutMark, Checkouts, Fact, PurchaseMark, Purchases, Refusal};
+use super::sold_out::SoldOutCache;
 use crate::domain::{HoldKey, HoldNumber, Outcome, Record, RecordKind, Request, SaleId};
-use crate::inventory::{Clock, Suspicion};
+use crate::inventory::Suspicion;
 use crate::record::{Ack, Handoff};
 use crate::redis::resp::Reply;
 use std::sync::atomic::Ordering;
@@ -13,6 +14,11 @@ use std::time::Instant;
 pub(super) fn answer(lane: &Lane, state: &mut State, flight: Flight, reply: Reply<'_>) -> Result<(), String> {
     let body = match reply {
         Reply::Bulk(body) => body,
+        // The one refusal after which a call is sent again: it has executed nothing.
+        Reply::Error(text) if text.starts_with(b"NOSCRIPT") => {
+            load_and_send_again(flight.requests, state);
+            return Ok(());
+        }
         Reply::Error(text) => {
             let text = String::from_utf8_lossy(text).into_owned();
             refuse(flight.requests, state);
@@ -60,8 +66,8 @@ pub(super) fn refuse(mut requests: Vec<Pending>, state: &mut State) {
 fn error(lane: &Lane, sale: SaleId, text: String) -> Result<(), String> {
     let code = text.split_ascii_whitespace().next().unwrap_or_default();
     match code {
-        // The scripts are gone or the role is: connecting anew loads the one and looks at the other.
-        "NOSCRIPT" | "READONLY" => Err(text),
+        // The role is another one: connecting anew looks at it.
+        "READONLY" => Err(text),
         // It heals by a rebuilding alone.
         "WRONGTYPE" => {
             lane.shared.suspect(Suspicion::State(sale, "has a key of another type"));
@@ -78,8 +84,8 @@ fn refused(lane: &Lane, state: &mut State, flight: Flight, refusal: Refusal) {
     let sale = flight.terms.sale;
     match refusal {
         Refusal::NotOn(now_ms) => {
-            state.clock = Some(Clock::new(Instant::now(), now_ms));
-            return not_on(state, flight, now_ms);
+            state.hear_clock(Instant::now(), now_ms);
+            return not_on(state, flight);
         }
         Refusal::Missing => lane.shared.suspect(Suspicion::State(sale, "is missing")),
         Refusal::Closed => lane.shared.suspect(Suspicion::State(sale, "is closed")),
@@ -89,13 +95,10 @@ fn refused(lane: &Lane, state: &mut State, flight: Flight, refusal: Refusal) {
     refuse(flight.requests, state);
 }
 
-/// The sale is not on by Redis' clock: checkouts go to the one that is, once; a code of an ended sale is void.
-fn not_on(state: &mut State, mut flight: Flight, now_ms: u64) {
+/// The sale is not on by Redis' clock: checkouts go to the one that is, once.
+fn not_on(state: &mut State, mut flight: Flight) {
     for pending in flight.requests.drain(..) {
         match pending.request {
-            Request::Purchase { .. } if now_ms >= flight.terms.ends_ms => {
-                pending.waiter.deliver(pending.ticket, Outcome::InvalidCode);
-            }
             Request::Checkout { .. } if pending.tries == 0 => again(pending, state),
             _ => pending.waiter.deliver(pending.ticket, Outcome::Unavailable),
         }
@@ -104,8 +107,7 @@ fn not_on(state: &mut State, mut flight: Flight, now_ms: u64) {
 }
 
 fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Checkouts<'_>) -> Result<(), String> {
-    let at = Instant::now();
-    state.clock = Some(Clock::new(at, decided.now_ms));
+    state.hear_clock(Instant::now(), decided.now_ms);
     let (sale, terms) = (flight.terms.sale, flight.terms);
     let mut handoff = lane.shared.recorder.blank(lane.core, sale, flight.epoch);
     let mut whole = true;
@@ -125,12 +127,16 @@ fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Check
                 Outcome::Held { hold: HoldKey { sale, number }, expires_ms: decided.expires_ms }
             }
             Some(CheckoutMark::SoldOut) => {
-                let (epoch, next_ms) = (flight.epoch, decided.next_ms);
-                state.latch = Some(Latch { epoch, next_ms, seen: at });
-                Outcome::SoldOut { retry_ms: next_ms.saturating_sub(decided.now_ms) }
+                let (now_ms, next_ms) = (decided.now_ms, decided.next_ms);
+                state.sold_out = Some(SoldOutCache::new(flight.epoch, flight.sent, now_ms, next_ms));
+                Outcome::SoldOut { retry_ms: next_ms.saturating_sub(now_ms) }
             }
             Some(CheckoutMark::UserLimit) => {
                 Outcome::UserLimit { retry_ms: terms.hold_expires_ms(decided.now_ms).saturating_sub(decided.now_ms) }
+            }
+            // None of his items comes back in this sale.
+            Some(CheckoutMark::BoughtLimit) => {
+                Outcome::UserLimit { retry_ms: terms.ends_ms.saturating_sub(decided.now_ms) }
             }
             Some(CheckoutMark::Again) => {
                 again(pending, state);
@@ -156,29 +162,31 @@ fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Check
 }
 
 fn purchases(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Purchases<'_>) -> Result<(), String> {
-    state.clock = Some(Clock::new(Instant::now(), decided.now_ms));
+    state.hear_clock(Instant::now(), decided.now_ms);
+    let confirmed_ms = state.view.load().confirmed_ms(flight.terms.sale);
     let mut handoff = lane.shared.recorder.blank(lane.core, flight.terms.sale, flight.epoch);
     let by_ledger = lane.shared.ack_by_ledger;
     let mut whole = true;
     for (pending, mark) in flight.requests.drain(..).zip(decided.marks()) {
         let Request::Purchase { hold } = pending.request else { continue };
-        let record = |fact: &Fact| Record {
-            kind: RecordKind::Purchase,
-            number: hold.number,
-            user: fact.user,
-            item: fact.item,
-            at_ms: fact.purchased_ms,
-            expires_ms: 0,
+        let record = |kind, fact: &Fact, at_ms, expires_ms| {
+            let (number, user, item) = (hold.number, fact.user, fact.item);
+            Record { kind, number, user, item, at_ms, expires_ms }
         };
         let outcome = match mark {
             Some(PurchaseMark::Purchased(fact)) => {
-                handoff.records.push(&record(&fact));
+                handoff.records.push(&record(RecordKind::Purchase, &fact, fact.purchased_ms, 0));
                 Outcome::Purchased { item: fact.item }
             }
-            Some(PurchaseMark::AlreadyPurchased(fact)) => {
-                if by_ledger {
-                    // Whoever bought it may not have written it yet: what reveals a purchase waits for it too.
-                    handoff.records.push(&record(&fact));
+            Some(PurchaseMark::AlreadyPurchased { fact, taken_ms, expires_ms }) => {
+                // The reply to its purchase may have been lost: then Redis alone has it, and a Redis that is emptied
+                // would take back what this answer says. What reconciliation has found in the ledger need not go there
+                // again, except that an answer which waits for the ledger has to travel with something.
+                if by_ledger || fact.purchased_ms >= confirmed_ms {
+                    if expires_ms > 0 {
+                        handoff.records.push(&record(RecordKind::Hold, &fact, taken_ms, expires_ms));
+                    }
+                    handoff.records.push(&record(RecordKind::Purchase, &fact, fact.purchased_ms, 0));
                 }
                 Outcome::AlreadyPurchased { item: fact.item }
             }

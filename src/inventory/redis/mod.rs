@@ -1,12 +1,14 @@
 //! The inventory in Redis: one lane per core, which turns the requests of a turn into one script call.
 //!
-//! Owns the batches, what a core knows by itself (the sold-out latch, the clock), and the hand-over of records.
+//! Owns the batches, what a core knows by itself (the sold-out cache, the clock), and the hand-over of records.
 //! Invariant: a request gets one answer; a lost connection answers `Unavailable` and repeats nothing, since the
 //! effect may have happened. Refuses to know HTTP, the ledger's kind and how sales are opened.
 
 mod answer;
 mod lane;
+mod protocol;
 pub mod scripts;
+mod sold_out;
 
 use super::{Gate, Inventory, Suspicion};
 use crate::code::HoldNumbers;
@@ -16,7 +18,8 @@ use crate::record::{Handoff, Recorder};
 use crate::redis::pipeline::{Link, Pipeline};
 use crate::redis::target::Target;
 use crossbeam_channel::Sender;
-use lane::{Lane, Rider};
+use lane::Lane;
+use protocol::ScriptProtocol;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -66,7 +69,7 @@ impl RedisInventory {
                 target: target.clone(),
                 timeout: shared.timeout,
                 link,
-                protocol: Rider::new(lane.clone()),
+                protocol: ScriptProtocol::new(lane.clone()),
             };
             cores.spawn_vital(core, "the driver of a Redis connection", move || pipeline.run())?;
             lanes.push(lane);

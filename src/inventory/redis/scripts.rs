@@ -6,9 +6,9 @@ use crate::domain::{HoldNumber, Id, MAX_ID_BYTES, SaleId};
 use redis::Cmd;
 
 /// Decides checkouts.
-pub const CHECKOUT: &str = include_str!("../../../lua/checkout.lua");
+pub const CHECKOUT: &str = concat!(include_str!("../../../lua/time.lua"), include_str!("../../../lua/checkout.lua"));
 /// Decides purchases.
-pub const PURCHASE: &str = include_str!("../../../lua/purchase.lua");
+pub const PURCHASE: &str = concat!(include_str!("../../../lua/time.lua"), include_str!("../../../lua/purchase.lua"));
 /// Puts a rebuilt sale in the place of what is there.
 pub const OPEN: &str = include_str!("../../../lua/open.lua");
 /// Stops a sale's state from selling under an older epoch.
@@ -16,7 +16,7 @@ pub const CLOSE: &str = include_str!("../../../lua/close.lua");
 /// Throws away what a closed state holds.
 pub const FORGET: &str = include_str!("../../../lua/forget.lua");
 /// Offers a sale the records of an older epoch.
-pub const OFFER: &str = include_str!("../../../lua/offer.lua");
+pub const OFFER: &str = concat!(include_str!("../../../lua/time.lua"), include_str!("../../../lua/offer.lua"));
 
 /// Writes what decisions write, and removes it again.
 pub const PROBE: &str = include_str!("../../../lua/probe.lua");
@@ -64,6 +64,8 @@ pub enum CheckoutMark {
     SoldOut,
     /// `L`
     UserLimit,
+    /// `B`: the user's limit, all of which is purchased.
+    BoughtLimit,
     /// `A`: to be asked again.
     Again,
     /// `D`: the hold's number is taken.
@@ -89,6 +91,7 @@ impl Checkouts<'_> {
             b'H' => Some(CheckoutMark::Held),
             b'S' => Some(CheckoutMark::SoldOut),
             b'L' => Some(CheckoutMark::UserLimit),
+            b'B' => Some(CheckoutMark::BoughtLimit),
             b'A' => Some(CheckoutMark::Again),
             b'D' => Some(CheckoutMark::Duplicate),
             _ => None,
@@ -102,7 +105,14 @@ pub enum PurchaseMark {
     /// `P`: redeemed now.
     Purchased(Fact),
     /// `A`: redeemed before.
-    AlreadyPurchased(Fact),
+    AlreadyPurchased {
+        /// What for.
+        fact: Fact,
+        /// When the hold was taken, unix milliseconds.
+        taken_ms: u64,
+        /// When the hold expired or would have, unix milliseconds; 0 if Redis knows no more than the purchase.
+        expires_ms: u64,
+    },
     /// `I`
     Expired,
     /// `G`: there is no such hold.
@@ -135,12 +145,17 @@ impl<'b> Purchases<'b> {
         let mut facts = self.facts;
         self.marks.iter().map(move |mark| match mark {
             b'P' => fact(&mut facts).map(PurchaseMark::Purchased),
-            b'A' => fact(&mut facts).map(PurchaseMark::AlreadyPurchased),
+            b'A' => earlier(&mut facts),
             b'I' => Some(PurchaseMark::Expired),
             b'G' => Some(PurchaseMark::Gone),
             _ => None,
         })
     }
+}
+
+fn earlier(rest: &mut &[u8]) -> Option<PurchaseMark> {
+    let (taken_ms, expires_ms) = (decimal(rest, b' ')?, decimal(rest, b' ')?);
+    Some(PurchaseMark::AlreadyPurchased { fact: fact(rest)?, taken_ms, expires_ms })
 }
 
 fn fact(rest: &mut &[u8]) -> Option<Fact> {
@@ -161,14 +176,27 @@ fn decimal(rest: &mut &[u8], end: u8) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// Packs the call of the checkout script whose digest is `sha` and appends it to `out`. `cmd` is reused memory.
+/// What a call of a script begins with.
+#[derive(Clone, Copy, Debug)]
+pub struct Header<'a> {
+    /// The script's digest.
+    pub sha: &'a str,
+    /// The sale that is asked.
+    pub sale: SaleId,
+    /// The epoch that the caller sells under.
+    pub epoch: u64,
+    /// The latest that Redis' clock may show, unix milliseconds: a clock that is ahead of it is taken to show this.
+    pub latest_ms: u64,
+}
+
+/// Packs a call of the checkout script and appends it to `out`. `cmd` is reused memory.
 pub fn call_checkout<'a>(
     cmd: &mut Cmd,
-    (sha, sale, epoch): (&str, SaleId, u64),
+    header: &Header<'_>,
     requests: impl Iterator<Item = (HoldNumber, &'a Id, &'a Id)>,
     out: &mut Vec<u8>,
 ) {
-    begin(cmd, sha, sale, epoch);
+    begin(cmd, header);
     // The script stores the two ids as one text, and Lua makes none for nothing.
     let mut both = Vec::with_capacity(2 * MAX_ID_BYTES + 4);
     let mut digits = itoa::Buffer::new();
@@ -184,23 +212,19 @@ pub fn call_checkout<'a>(
     cmd.write_packed_command(out);
 }
 
-/// Packs the call of the purchase script whose digest is `sha` and appends it to `out`. `cmd` is reused memory.
-pub fn call_purchase(
-    cmd: &mut Cmd,
-    (sha, sale, epoch): (&str, SaleId, u64),
-    holds: impl Iterator<Item = HoldNumber>,
-    out: &mut Vec<u8>,
-) {
-    begin(cmd, sha, sale, epoch);
+/// Packs a call of the purchase script and appends it to `out`. `cmd` is reused memory.
+pub fn call_purchase(cmd: &mut Cmd, header: &Header<'_>, holds: impl Iterator<Item = HoldNumber>, out: &mut Vec<u8>) {
+    begin(cmd, header);
     for number in holds {
         cmd.arg(number.0);
     }
     cmd.write_packed_command(out);
 }
 
-fn begin(cmd: &mut Cmd, sha: &str, sale: SaleId, epoch: u64) {
+fn begin(cmd: &mut Cmd, header: &Header<'_>) {
+    let Header { sha, sale, epoch, latest_ms } = *header;
     cmd.clear();
-    cmd.arg("EVALSHA").arg(sha).arg(2).arg(state_key(sale)).arg(queue_key(sale)).arg(epoch);
+    cmd.arg("EVALSHA").arg(sha).arg(2).arg(state_key(sale)).arg(queue_key(sale)).arg(epoch).arg(latest_ms);
 }
 
 /// Reads a checkout script's reply; `None` if it is none. `count` is how many checkouts were asked for.
@@ -238,12 +262,12 @@ mod tests {
 
     #[test]
     fn replies() {
-        let checkouts = read_checkout(b"K 10 20 30\nHSLAD", 5).unwrap().unwrap();
+        let checkouts = read_checkout(b"K 10 20 30\nHSLBAD", 6).unwrap().unwrap();
         assert_eq!((checkouts.now_ms, checkouts.expires_ms, checkouts.next_ms), (10, 20, 30));
         use CheckoutMark::*;
         let marks: Vec<_> = checkouts.marks().map(Option::unwrap).collect();
-        assert_eq!(marks, [Held, SoldOut, UserLimit, Again, Duplicate]);
-        let purchases = read_purchase(b"K 10\nPIGA\n7 1 2 uii5 2 1 vvj", 4).unwrap().unwrap();
+        assert_eq!(marks, [Held, SoldOut, UserLimit, BoughtLimit, Again, Duplicate]);
+        let purchases = read_purchase(b"K 10\nPIGA\n7 1 2 uii3 9 5 2 1 vvj", 4).unwrap().unwrap();
         let fact = |at, user: &str, item: &str| Fact {
             purchased_ms: at,
             user: user.parse().unwrap(),
@@ -254,7 +278,7 @@ mod tests {
             PurchaseMark::Purchased(fact(7, "u", "ii")),
             PurchaseMark::Expired,
             PurchaseMark::Gone,
-            PurchaseMark::AlreadyPurchased(fact(5, "vv", "j")),
+            PurchaseMark::AlreadyPurchased { fact: fact(5, "vv", "j"), taken_ms: 3, expires_ms: 9 },
         ];
         assert_eq!(marks, want);
     }

@@ -77,6 +77,13 @@ impl Fence for PostgresLedger {
         })
     }
 
+    fn clock_ms(&mut self) -> Result<u64, LedgerError> {
+        self.run(async |wire| {
+            const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+            number(&wire.client.query_one(CLOCK, &[]).await?, 0)
+        })
+    }
+
     fn epoch(&mut self) -> Result<Epoch, LedgerError> {
         self.run(async |wire| {
             let row = wire.client.query_opt("SELECT number, identity FROM ledger_fence", &[]).await?;

@@ -2,6 +2,7 @@
 //! they were told is checked against the ledger at the end.
 
 mod away;
+mod calls;
 mod damaged;
 mod instances;
 mod large;
