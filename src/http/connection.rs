@@ -187,7 +187,7 @@ impl<S: Service> Connection<S> {
                 self.read_more(arriving)?;
                 // A head that comes byte by byte is not parsed as often: at each line's end, and when it has doubled.
                 let new = self.input.get(parsed..).unwrap_or_default();
-                if new.contains(&b'\n') || self.input.len() >= (2 * parsed).min(MAX_HEAD_BYTES) {
+                if self.input.len() >= (2 * parsed).min(MAX_HEAD_BYTES) || new.contains(&b'\n') {
                     break;
                 }
             }
