@@ -229,6 +229,31 @@ fn the_answers_that_are_named_exist() {
     }
 }
 
+#[test]
+fn the_payment_recipe_has_each_refusal() {
+    let readme = read("README.md");
+    let recipe = readme.split("## Take payments").nth(1).unwrap().split("\n## ").next().unwrap();
+    let answers = readme.split("## Requests and answers").nth(1).unwrap().split("\n## ").next().unwrap();
+    let [purchase, checkout] = ["| answer to the purchase |", "| answer to the checkout |"]
+        .map(|head| recipe.split(head).nth(1).unwrap().split("\n\n").next().unwrap());
+    let (mut request, mut found) = ("", 0);
+    for row in cells(answers).filter(|row| row.len() == 3) {
+        if !row[0].is_empty() {
+            request = row[0];
+        }
+        let word = row[2].split('`').nth(1).unwrap_or_default();
+        let table = if request.starts_with("`POST /purchase") { purchase } else { checkout };
+        // A malformed request is a fault of the backend: the status is enough.
+        let named = table.contains(&format!("{} `{word}`", row[1])) || row[1] == "400" && table.contains("| 400 |");
+        if request.starts_with("`POST ") && row[1] != "200" && word != "invalid_request" {
+            assert!(named, "{request}: the recipe does not say what to do on {} {word}", row[1]);
+            found += 1;
+        }
+    }
+    assert!(found >= 6, "{found}");
+    assert!([purchase, checkout].iter().all(|table| table.contains("| 503, a timeout ")));
+}
+
 /// The names after `crate::` in a file, its tests left out.
 fn imports(path: &Path) -> BTreeSet<String> {
     let text = std::fs::read_to_string(path).unwrap();
