@@ -72,7 +72,8 @@ fn bad_values_are_named_in_one_line() {
 }
 
 /// What a refused value is told to be instead: `--help` says the same.
-const EXPECTED: [(&str, &str, &str); 15] = [
+const EXPECTED: [(&str, &str, &str); 16] = [
+    ("DRAIN_SECONDS", "1h", "whole seconds, 0 to 3600"),
     ("SERVER_PORT", "0", "a port, 1 to 65535"),
     ("BIND_ADDR", "127.0.0.1:80", "an IP address, such as 0.0.0.0 or ::1"),
     ("ADMIN_ADDR", "8081", "an IP address and a port, such as 127.0.0.1:8081 or [::1]:8081"),
@@ -106,6 +107,11 @@ fn a_refusal_says_what_is_expected() {
         let option = help.split(" --").find(|option| option.contains(&format!("[env: {name}"))).unwrap();
         assert!(option.contains(expected), "{name}: {option}");
     }
+    let health = run_with_args(&["health", "--admin-addr", " 127.0.0.1:0\r"]);
+    let said = String::from_utf8(health.stderr).unwrap();
+    let expected =
+        "flashsale: ADMIN_ADDR: \"127.0.0.1:0\" is not accepted; expected an IP address and a port other than 0";
+    assert!(health.status.code() == Some(2) && said.starts_with(expected), "{said}");
     let dsn = App::builder().env("REDIS_ADDR", "127.0.0.1:1").env("POSTGRES_DSN", "junk");
     check(&dsn, "a DSN", &["POSTGRES_DSN", "host=HOST dbname=NAME user=USER", "postgres://"]);
 }
