@@ -270,7 +270,7 @@ impl Socket {
             let room = self.received.get_mut(self.filled..).unwrap_or_default();
             let space = room.len();
             let count = match rustix::io::read(self.io.fd(), room) {
-                Ok(0) => return Err(End::by_peer("the server closed the connection")),
+                Ok(0) => return Err(End::by_peer("Redis closed the connection")),
                 Ok(n) => n,
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),
                 Err(rustix::io::Errno::INTR) => continue,

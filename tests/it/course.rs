@@ -67,6 +67,22 @@ fn the_log_of_a_loss_is_for_people() {
 }
 
 #[test]
+fn whose_connection_ended() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let app = stack.app().env("WORKERS", 2).start();
+    let addr = stack.redis().addr();
+    stack.redis().kill();
+    for worker in 0..2 {
+        app.says(&format!("the connection of worker {worker} to Redis at {addr} ended"), Duration::from_secs(10));
+    }
+    stack.redis().restart();
+    for worker in 0..2 {
+        app.says(&format!("worker {worker} is connected to Redis at {addr} again, after "), Duration::from_secs(10));
+    }
+    is_for_people(&app.last_words());
+}
+
+#[test]
 fn the_log_of_other_settings_is_for_people() {
     let stack = Stack::new(Mode::Embedded);
     is_for_people(&stack.app().start().last_words());

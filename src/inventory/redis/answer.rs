@@ -143,7 +143,11 @@ fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Check
                 continue;
             }
             Some(CheckoutMark::Duplicate) => {
-                tracing::error!(%sale, "a hold's number was given out twice: is the ledger older than Redis?");
+                tracing::error!(
+                    "{}: a checkout is answered 503, since its hold's number was given out before: the ledger may have been \
+                     restored to an earlier time",
+                    sale.named()
+                );
                 Outcome::Unavailable
             }
             None => {

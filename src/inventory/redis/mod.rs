@@ -69,7 +69,7 @@ impl RedisInventory {
                 target: target.clone(),
                 timeout: shared.timeout,
                 link,
-                protocol: ScriptProtocol::new(lane.clone()),
+                protocol: ScriptProtocol::new(lane.clone(), target.name.clone()),
             };
             cores.spawn_vital(core, "the driver of a Redis connection", move || pipeline.run())?;
             lanes.push(lane);

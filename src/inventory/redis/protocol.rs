@@ -21,12 +21,17 @@ pub(super) struct ScriptProtocol {
     cmd: redis::Cmd,
     checkout_sha: String,
     purchase_sha: String,
+    /// Where Redis is, for the log.
+    redis: String,
+    /// Since when there is no connection, where that was told.
+    lost: Option<Instant>,
 }
 
 impl ScriptProtocol {
-    /// The protocol of `lane`'s connection.
-    pub(super) fn new(lane: Arc<Lane>) -> ScriptProtocol {
-        ScriptProtocol { lane, cmd: redis::Cmd::new(), checkout_sha: String::new(), purchase_sha: String::new() }
+    /// The protocol of `lane`'s connection to `redis` (`host:port`).
+    pub(super) fn new(lane: Arc<Lane>, redis: String) -> ScriptProtocol {
+        let (checkout_sha, purchase_sha) = (String::new(), String::new());
+        ScriptProtocol { lane, cmd: redis::Cmd::new(), checkout_sha, purchase_sha, redis, lost: None }
     }
 
     /// Has Redis load both scripts again.
@@ -150,6 +155,10 @@ impl Protocol for ScriptProtocol {
         state.lacks_scripts = false;
         state.reconnecting = false;
         self.lane.connected.store(true, Ordering::Release);
+        if let Some(lost) = self.lost.take() {
+            let took = lost.elapsed();
+            tracing::info!("worker {} is connected to Redis at {} again, after {took:.1?}", self.lane.core, self.redis);
+        }
     }
 
     fn fill(&mut self, out: &mut Vec<u8>) -> Result<(), String> {
@@ -205,7 +214,13 @@ impl Protocol for ScriptProtocol {
         let waiting: Vec<Pending> = state.pending.drain(..).collect();
         answer::refuse(waiting, &mut state);
         if was_connected {
-            tracing::warn!(core = self.lane.core, "the connection to Redis is gone: {why}");
+            self.lost = Some(Instant::now());
+            tracing::warn!(
+                "the connection of worker {} to Redis at {} ended, its requests are answered 503 until there is another one: \
+                 {why}",
+                self.lane.core,
+                self.redis
+            );
         }
         if lost_calls {
             // What they decided, if they did, is with Redis alone.
