@@ -236,7 +236,7 @@ impl Shop {
             }
             Outcome::Unavailable => {
                 let retry = Extra::RetryAfter(UNAVAILABLE_RETRY);
-                to.refuse(503, retry, "unavailable", "nobody can decide at the moment, try again");
+                to.refuse(503, retry, "unavailable", "no decision is possible at the moment, try again");
             }
         }
     }

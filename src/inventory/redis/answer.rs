@@ -26,7 +26,7 @@ pub(super) fn answer(lane: &Lane, state: &mut State, flight: Flight, reply: Repl
         }
         _ => {
             refuse(flight.requests, state);
-            return Err("a reply of another kind than a script's".into());
+            return Err("Redis sent a reply of another kind than a script's".into());
         }
     };
     let count = flight.requests.len();
@@ -49,7 +49,7 @@ pub(super) fn answer(lane: &Lane, state: &mut State, flight: Flight, reply: Repl
         }
         None => {
             refuse(flight.requests, state);
-            Err("a reply that no script gives".into())
+            Err("Redis sent a reply that no script gives".into())
         }
     }
 }
@@ -162,7 +162,7 @@ fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Check
     if let Err(unused) = hand_over(lane, handoff) {
         lane.shared.recorder.give_back(unused);
     }
-    if whole { Ok(()) } else { Err("a mark that no script gives".into()) }
+    if whole { Ok(()) } else { Err("a script's reply has a mark that no script gives".into()) }
 }
 
 fn purchases(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Purchases<'_>) -> Result<(), String> {
@@ -215,7 +215,7 @@ fn purchases(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Purch
         }
         lane.shared.recorder.give_back(unused);
     }
-    if whole { Ok(()) } else { Err("a mark that no script gives".into()) }
+    if whole { Ok(()) } else { Err("a script's reply has a mark that no script gives".into()) }
 }
 
 /// Hands over what there is; gives an empty handoff back too, and one that has to be left to reconciliation: it is counted.

@@ -118,7 +118,7 @@ fn bulk_text(reply: Reply<'_>) -> Result<String, String> {
     match reply {
         Reply::Bulk(bytes) => Ok(String::from_utf8_lossy(bytes).into_owned()),
         Reply::Error(text) => Err(String::from_utf8_lossy(text).into_owned()),
-        _ => Err("a reply of another kind than text".into()),
+        _ => Err("Redis answered the greeting with something other than text".into()),
     }
 }
 
@@ -166,7 +166,7 @@ impl Protocol for ScriptProtocol {
         crate::core::debug_assert_on(lane.core);
         let mut state = lane.state.lock();
         if state.is_outdated() {
-            return Err("another Redis is in force".into());
+            return Err("the sales have moved to another Redis".into());
         }
         if state.lacks_scripts {
             self.load_scripts(&mut state, out);
@@ -195,7 +195,7 @@ impl Protocol for ScriptProtocol {
                 drop(state);
                 self.loaded(script, reply)
             }
-            None => Err("a reply that nobody asked for".into()),
+            None => Err("Redis sent a reply without a request".into()),
         }
     }
 
