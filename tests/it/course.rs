@@ -10,14 +10,14 @@ crate::on_stacks! {
     embedded: lines_of_a_sale
 }
 
-const SALE_SECONDS: u64 = 8;
+const SALE_SECONDS: u64 = 12;
 
 fn lines_of_a_sale(mode: Mode) {
     let stack = Stack::new(mode);
     let app = stack.app().env("SALE_ITEMS", 3).env("SALE_SECONDS", SALE_SECONDS).env("USER_LIMIT", 1).start();
     // A sale that has just begun.
     let sale = clock::sale_end(SALE_SECONDS);
-    poll("the next sale", Duration::from_secs(10), || (clock::now() >= sale as f64 + 0.3).then_some(()));
+    poll("the next sale", Duration::from_secs(SALE_SECONDS + 5), || (clock::now() >= sale as f64 + 0.3).then_some(()));
     let codes: Vec<String> = ["a", "b", "c"]
         .iter()
         .map(|user| {
@@ -26,7 +26,7 @@ fn lines_of_a_sale(mode: Mode) {
             answer.field("code")
         })
         .collect();
-    app.says("is sold out since", Duration::from_secs(4));
+    app.says("is sold out since", Duration::from_secs(8));
     codes.iter().take(2).for_each(|code| assert_eq!(app.client().purchase(code).status, 200));
     app.says("has ended: sold 2, expired 1, free 1", Duration::from_secs(SALE_SECONDS + 6));
     let said = app.last_words();
