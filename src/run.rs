@@ -147,6 +147,8 @@ fn start_embedded(
     (cores, vitals): (Cores, &Vitals),
     mailboxes: &Arc<Vec<Mailbox>>,
 ) -> Result<Running, String> {
+    let absolute = std::path::absolute(data_dir);
+    let data_dir = &absolute.map_err(|e| format!("DATA_DIR: {}: {e}", data_dir.display()))?;
     let mut ledger = SqliteLedger::open(data_dir).map_err(|e| e.to_string())?;
     let failed = |e: flashsale::ledger::LedgerError| format!("DATA_DIR: {}: {e}", data_dir.display());
     let codes = Codes::new(&ledger.code_key().map_err(failed)?);

@@ -92,6 +92,15 @@ fn life(stack: &Stack, terms: &Terms, history: &History, read_only: bool, end: S
 }
 
 #[test]
+fn the_log_names_the_whole_path() {
+    let _stack = Stack::new(Mode::Embedded);
+    let app = App::builder().env("DATA_DIR", "./some/where").start();
+    app.says("embedded, with its ledger in /", SOON);
+    let line = app.stderr();
+    assert!(line.contains("/some/where.") && !line.contains("/./"), "{line}");
+}
+
+#[test]
 fn its_locks_are_held_while_it_runs() {
     let stack = Stack::new(Mode::Embedded);
     let app = builder(&stack, &terms()).start();

@@ -8,6 +8,9 @@
 mod append;
 mod files;
 mod folder;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod report_tests;
 mod schema;
 #[cfg(test)]
 mod tests;

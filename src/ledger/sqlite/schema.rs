@@ -15,6 +15,7 @@ const MIGRATIONS: &[Migration] = &[
         compatible_from: 1,
         sql: include_str!("../../../sql/sqlite/0002_version_and_identity.sql"),
     },
+    Migration { name: "0003_reports", compatible_from: 1, sql: include_str!("../../../sql/sqlite/0003_reports.sql") },
 ];
 
 /// Applies the migrations that the file at `path` lacks; an empty file gets all of them.

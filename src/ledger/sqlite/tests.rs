@@ -25,13 +25,13 @@ fn record(kind: RecordKind, number: u64, user: &str) -> Record {
     Record { kind, number: HoldNumber(number), user, item, at_ms, expires_ms }
 }
 
-fn batch(sale: SaleId, rows: &[(RecordKind, u64, &str)]) -> Records {
+pub(super) fn batch(sale: SaleId, rows: &[(RecordKind, u64, &str)]) -> Records {
     let mut records = Records::new(sale, EMBEDDED_EPOCH);
     rows.iter().for_each(|(kind, number, user)| records.push(&record(*kind, *number, user)));
     records
 }
 
-fn open(dir: &TempDir) -> (SqliteLedger, SqliteAppend) {
+pub(super) fn open(dir: &TempDir) -> (SqliteLedger, SqliteAppend) {
     let ledger = SqliteLedger::open(dir.path()).unwrap();
     let appender = ledger.appender(Codes::new(&KEY)).unwrap();
     (ledger, appender)
