@@ -6,10 +6,12 @@
 --        was built; nothing was changed by the last three
 -- Holds  the state sells from now on, with free + held + purchased = items; what sells is never replaced under its
 --        own epoch: whoever was frozen between building and opening has built something old. What is no state at all
---        (another type, an epoch that no ledger gives out) is replaced
+--        (another type, an epoch that no ledger gives out), or another ledger's, is replaced
 
 local there = {}
-if redis.call('TYPE', KEYS[1]).ok == 'hash' then there = redis.call('HMGET', KEYS[1], 'epoch', 'status') end
+if redis.call('TYPE', KEYS[1]).ok == 'hash' then there = redis.call('HMGET', KEYS[1], 'epoch', 'status', 'ledger') end
+local ledger = redis.call('HGET', KEYS[3], 'ledger')
+if there[3] and ledger and there[3] ~= ledger then there = {} end
 local newer = there[1] and tonumber(there[1])
 if newer and newer > tonumber(ARGV[1]) and newer <= 2147483647 then return 'E ' .. there[1] end
 if there[1] == ARGV[1] and there[2] == 'open' then return 'O' end

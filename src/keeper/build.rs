@@ -110,7 +110,7 @@ impl Store {
         }
         // Last, so that a state without them is none; and both keys get their whole time again.
         let mut pipe = Pipeline::new();
-        pipe.add_command(Store::write_terms(built, rebuilt));
+        pipe.add_command(self.write_terms(built, rebuilt));
         pipe.cmd("EXPIRE").arg(state).arg(BUILD_SECONDS).cmd("EXPIRE").arg(queue).arg(BUILD_SECONDS);
         self.run(|connection| pipe.exec(connection))
     }
@@ -133,7 +133,7 @@ impl Store {
     }
 
     /// The fields of the state that are no hold's and no user's.
-    fn write_terms(built: &Built, rebuilt: &Rebuilt) -> Cmd {
+    fn write_terms(&self, built: &Built, rebuilt: &Rebuilt) -> Cmd {
         let Built { terms, epoch, state, .. } = built;
         let free = terms.items.saturating_sub(rebuilt.purchased + rebuilt.held);
         let with_checkout = |known: &&Known| known.has_checkout();
@@ -141,6 +141,9 @@ impl Store {
         let apart = rebuilt.misfits.iter().map(|(_, known)| known).filter(with_checkout).count() as u64;
         let mut set = cmd("HSET");
         set.arg(state).arg("epoch").arg(epoch).arg("status").arg("open");
+        if let Some(ledger) = &self.ledger {
+            set.arg("ledger").arg(ledger);
+        }
         for (field, value) in [
             ("items", terms.items),
             ("limit", terms.user_limit),

@@ -4,6 +4,7 @@
 //! selling was found good, or was opened, under an epoch that this instance is a member of.
 
 use super::milestones::{self, Milestones};
+use super::owner::Owner;
 use super::store::Store;
 use crate::config::SaleSettings;
 use crate::domain::{Records, SaleId, Terms};
@@ -87,6 +88,8 @@ pub struct Keeper {
     milestones: Milestones,
     followed: Option<Instant>,
     pub(super) warned: Option<Terms>,
+    /// Why this instance may not use its Redis at all: the sales in it are another ledger's.
+    pub(super) refused: Option<String>,
 }
 
 impl Keeper {
@@ -117,14 +120,19 @@ impl Keeper {
             milestones: Milestones::default(),
             followed: None,
             warned: None,
+            refused: None,
         };
         keeper.store.check_server()?;
+        let ledger = keeper.ledger.identity().map_err(|e| format!("POSTGRES_DSN: {e}"))?;
+        keeper.store = keeper.store.of_ledger(ledger);
         keeper.epoch = keeper.ledger.epoch().map_err(|e| format!("POSTGRES_DSN: {e}"))?;
         let begun = Instant::now();
         loop {
             match keeper.round() {
                 Ok(()) if keeper.selling => return Ok(keeper),
                 Ok(()) => {}
+                // Of this no waiting comes to an end.
+                Err(trouble) if keeper.refused.is_some() => return Err(format!("REDIS_ADDR: {trouble}")),
                 Err(trouble) => {
                     let waited = begun.elapsed();
                     if waited > START_WAIT || (waited > CUT_OFF_WAIT && keeper.is_cut_off()) {
@@ -232,6 +240,11 @@ impl Keeper {
         // First, and also where Redis is away: the others may be closing the epoch, and wait for us to leave it.
         let looked = if is_due(self.looked, LOOK_EVERY) { self.look_at_ledger() } else { Ok(()) };
         let identity = self.store.identity();
+        self.refused = None;
+        if let (Owner::Other(_), Err(whose)) = (self.store.owner(), &identity) {
+            self.refused = Some(whose.clone());
+            self.doubt.get_or_insert_with(|| whose.clone());
+        }
         if identity.is_ok() {
             self.look_at_writes();
         }

@@ -13,6 +13,7 @@ pub mod merge;
 mod milestones;
 mod offer;
 mod opening;
+pub mod owner;
 mod reconcile;
 mod recovery;
 mod refusals;

@@ -150,17 +150,15 @@ impl Keeper {
         let (items, user_limit) = terms.map_or((0, 0), |terms| (terms.items, terms.user_limit));
         let mut sold = Sold { items, user_limit, purchased: HashSet::new(), users: HashMap::new() };
         // Redis before the ledger: what another instance clears away meanwhile is in the ledger by then.
-        let mut cursor = 0;
-        loop {
+        let mut next = self.store.counts(sale)?.map(|_| 0);
+        while let Some(cursor) = next {
             let each = &mut |number, known: Known| {
                 if known.purchased_ms.is_some() {
                     sold.add(HoldNumber(number), known.user);
                 }
             };
-            (cursor, _) = self.store.some_holds(sale, cursor, each)?;
-            if cursor == 0 {
-                break;
-            }
+            let (cursor, _) = self.store.some_holds(sale, cursor, each)?;
+            next = (cursor != 0).then_some(cursor);
             self.gives_way()?;
         }
         let mut after = None;

@@ -5,6 +5,7 @@
 
 use super::calendar::{is_by, next_terms, other_settings, plan_ahead};
 use super::distributed::{Keeper, SHORT_WAIT};
+use super::owner::Owner;
 use super::store::Condition;
 use crate::domain::Terms;
 use crate::inventory::{ENDED_KEPT_MS, View};
@@ -38,7 +39,9 @@ impl Keeper {
         let now_ms = self.store.now_ms()?;
         let rows = self.rows(now_ms)?;
         let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
-        let mut missing = self.epoch.identity.is_empty() || next_terms(&known, now_ms, &self.settings).is_some();
+        let mut missing = self.epoch.identity.is_empty()
+            || *self.store.owner() == Owner::Nobody
+            || next_terms(&known, now_ms, &self.settings).is_some();
         for (nth, row) in rows.iter().filter(|row| row.terms.ends_ms > now_ms).enumerate() {
             if self.open.contains(&row.terms) {
                 if nth < LOOKED_AT {
@@ -98,6 +101,7 @@ impl Keeper {
             self.doubt.get_or_insert(format!("another instance has raised the epoch to {}", current.number));
             return Err("another instance has raised the epoch".into());
         }
+        self.claim(&current)?;
         let mut rows = self.rows(now_ms)?;
         if current.identity.is_empty() {
             if rows.iter().any(|row| row.opened && row.terms.ends_ms > now_ms) {

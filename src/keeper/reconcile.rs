@@ -148,10 +148,11 @@ impl Keeper {
     fn write_missing(&mut self, progress: &mut Progress) -> Result<bool, String> {
         let sale = progress.task.sale;
         // An open sale's facts are those of its present epoch. A sale that has ended keeps its last state.
-        if self.open.iter().any(|terms| terms.sale == sale)
-            && matches!(self.store.condition(sale, progress.epoch)?, Condition::Epoch(_) | Condition::Missing)
-        {
-            return Ok(false);
+        let is_open = self.open.iter().any(|terms| terms.sale == sale);
+        match self.store.condition(sale, progress.epoch)? {
+            Condition::Foreign | Condition::Missing => return Ok(false),
+            Condition::Epoch(_) if is_open => return Ok(false),
+            _ => {}
         }
         let mut records = Records::new(sale, progress.epoch);
         let rest = progress.missing.len().saturating_sub(BATCH);

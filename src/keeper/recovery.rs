@@ -116,6 +116,7 @@ impl Keeper {
             self.store.reconnect();
             identity = self.store.identity()?;
         }
+        self.claim(&current)?;
         let now_ms = self.store.now_ms()?;
         let opened: Vec<Terms> = self
             .rows(now_ms)?
@@ -288,7 +289,9 @@ impl Keeper {
         };
         self.ledger.holds(terms.sale, each).map_err(|e| e.to_string())?;
         let each = &mut |number, known| union.redis(number, known, with_checkout.contains(&number));
-        let whole = self.store.holds(terms.sale, each, &mut signs_of_life(&mut *self.ledger))?;
+        // Another ledger's holds are nothing to this one: its state is replaced as it is.
+        let is_foreign = self.store.condition(terms.sale, epoch)? == Condition::Foreign;
+        let whole = is_foreign || self.store.holds(terms.sale, each, &mut signs_of_life(&mut *self.ledger))?;
         self.add_missing(terms.sale, epoch, &union.missing)?;
         let now_ms = self.store.now_ms()?;
         let rebuilt = union.rebuild(terms, now_ms);

@@ -6,9 +6,9 @@
 use super::clock::CheckedClock;
 use super::layout::{entry_expires_ms, read_record};
 use super::merge::Known;
+use super::owner::Owner;
 use super::server_check;
 use crate::domain::{SaleId, Terms};
-use crate::inventory::identity;
 use crate::inventory::redis::scripts::{self, queue_key, state_key};
 use crate::redis::target::Target;
 use redis::{Cmd, Connection, FromRedisValue, Pipeline, RedisResult, Value, cmd, from_redis_value_ref};
@@ -25,10 +25,11 @@ pub(super) const KEEP_SECONDS: u64 = 7 * 24 * 3600;
 /// Keys that are looked through in one command.
 const SCAN: usize = 1_000;
 
-/// The fields of a state that are no hold's and no user's, and have to be numbers, after the first two.
+/// The fields of a state that are no hold's and no user's, and have to be numbers, after the first three.
 const META: &[&str] = &[
     "epoch",
     "status",
+    "ledger",
     "queue",
     "items",
     "free",
@@ -73,6 +74,8 @@ pub enum Condition {
     /// It is no state that a script can go on from: its queue is not the one it knows, its numbers do not add up, or a
     /// key is of another type.
     Damaged,
+    /// It was built for another ledger.
+    Foreign,
 }
 
 impl fmt::Display for Condition {
@@ -83,6 +86,7 @@ impl fmt::Display for Condition {
             Condition::Epoch(epoch) => write!(f, "is of epoch {epoch}"),
             Condition::Closed => f.write_str("is closed"),
             Condition::Damaged => f.write_str("is damaged"),
+            Condition::Foreign => f.write_str("is another ledger's"),
         }
     }
 }
@@ -105,12 +109,15 @@ pub struct Store {
     connection: Option<Connection>,
     /// Redis' clock; what is read of it is in `clock.rs`.
     pub(super) clock: CheckedClock,
+    /// The identity of the ledger whose sales these are, where it is known.
+    pub(super) ledger: Option<String>,
+    pub(super) owner: Owner,
 }
 
 impl Store {
     /// Connects on the first call; each call takes `timeout` at most.
     pub fn new(target: Arc<Target>, timeout: Duration) -> Store {
-        Store { target, timeout, connection: None, clock: CheckedClock::default() }
+        Store { target, timeout, connection: None, clock: CheckedClock::default(), ledger: None, owner: Owner::Unknown }
     }
 
     pub(super) fn run<T>(&mut self, work: impl FnOnce(&mut Connection) -> RedisResult<T>) -> Result<T, String> {
@@ -131,13 +138,9 @@ impl Store {
         self.run(|connection| command.query(connection))
     }
 
-    /// Which Redis this is; `Err` for a replica, which is then left: new connections may lead to its master.
-    pub fn identity(&mut self) -> Result<String, String> {
-        let info: String = self.ask(cmd("INFO").arg("server").arg("replication"))?;
-        identity(&info).map_err(|e| {
-            self.reconnect();
-            format!("Redis at {}: {e}", self.target.name)
-        })
+    /// Where it is, for messages.
+    pub(super) fn name(&self) -> &str {
+        &self.target.name
     }
 
     /// Looks the address up again for the next call: connections of today may lead elsewhere than those of yesterday.
@@ -171,13 +174,16 @@ impl Store {
         let actual: u64 = from_redis_value_ref(length).map_err(|e| e.to_string())?;
         let texts = fields.iter().map(|field| std::str::from_utf8(field.as_deref()?).ok());
         let texts: Vec<Option<&str>> = texts.collect();
-        let [Some(theirs), status, numbers @ ..] = texts.as_slice() else {
+        let [Some(theirs), status, ledger, numbers @ ..] = texts.as_slice() else {
             return Ok(if fields.first().is_some_and(Option::is_some) {
                 Condition::Damaged
             } else {
                 Condition::Missing
             });
         };
+        if self.is_foreign(*ledger) {
+            return Ok(Condition::Foreign);
+        }
         // What no instance has written is no epoch, and must not be counted on from.
         let Some(theirs) = theirs.parse::<u64>().ok().filter(|number| *number <= MAX_EPOCH) else {
             return Ok(Condition::Damaged);
@@ -199,6 +205,7 @@ impl Store {
     pub fn close(&mut self, terms: &Terms, epoch: u64) -> Result<(), String> {
         let mut eval = cmd("EVAL");
         eval.arg(scripts::CLOSE).arg(1).arg(state_key(terms.sale)).arg(epoch).arg(terms.ends_ms / 1000 + KEEP_SECONDS);
+        eval.arg(self.ledger.as_deref().unwrap_or_default());
         match self.ask::<String>(&eval)?.as_str() {
             "K" => Ok(()),
             other => Err(format!("{terms} cannot be closed for epoch {epoch}: Redis says {other}")),
@@ -209,14 +216,22 @@ impl Store {
     pub fn forget(&mut self, terms: &Terms, epoch: u64) -> Result<(), String> {
         let mut eval = cmd("EVAL");
         eval.arg(scripts::FORGET).arg(2).arg(state_key(terms.sale)).arg(queue_key(terms.sale));
-        match self.ask::<String>(eval.arg(epoch).arg(terms.ends_ms / 1000 + KEEP_SECONDS))?.as_str() {
+        eval.arg(epoch).arg(terms.ends_ms / 1000 + KEEP_SECONDS).arg(self.ledger.as_deref().unwrap_or_default());
+        match self.ask::<String>(&eval)?.as_str() {
             "K" => Ok(()),
             other => Err(format!("{terms} is not closed for epoch {epoch}: Redis says {other}")),
         }
     }
 
-    /// The sales that have a state in Redis, with their end in unix milliseconds. Looks through all keys.
+    /// The sales of this ledger that have a state in Redis, with their end in unix milliseconds. Looks through all keys.
     pub fn sales(&mut self) -> Result<Vec<(SaleId, u64)>, String> {
+        let states = self.states()?;
+        let ours = states.iter().filter(|found| !self.is_foreign(found.ledger.as_deref()));
+        Ok(ours.map(|found| (found.sale, found.ends_ms)).collect())
+    }
+
+    /// The sales that have a state in Redis, whosever it is.
+    pub(super) fn sales_with_states(&mut self) -> Result<Vec<SaleId>, String> {
         let (mut cursor, mut found) = (0u64, Vec::new());
         loop {
             let mut scan = cmd("SCAN");
@@ -234,21 +249,19 @@ impl Store {
         }
         found.sort_unstable();
         found.dedup();
-        let mut sales = Vec::with_capacity(found.len());
-        for sale in found {
-            let end: Option<u64> = self.ask(cmd("HGET").arg(state_key(sale)).arg("end"))?;
-            sales.extend(end.map(|end| (sale, end)));
-        }
-        Ok(sales)
+        Ok(found)
     }
 
-    /// What `sale` has in Redis by its own clock; `None` if it has no state that can be read.
+    /// What `sale` has in Redis by its own clock; `None` if it has no state of this ledger that can be read.
     pub fn counts(&mut self, sale: SaleId) -> Result<Option<Counts>, String> {
         if self.ask::<String>(cmd("TYPE").arg(state_key(sale)))? != "hash" {
             return Ok(None);
         }
-        let fields = &["clock", "taken", "purchased", "apart"][..];
+        let fields = &["clock", "taken", "purchased", "apart", "ledger"][..];
         let found: Vec<Option<String>> = self.ask(cmd("HMGET").arg(state_key(sale)).arg(fields))?;
+        if self.is_foreign(found.get(4).and_then(Option::as_deref)) {
+            return Ok(None);
+        }
         let number = |at: usize| found.get(at)?.as_deref()?.parse::<u64>().ok();
         let (Some(upto_ms), Some(taken), Some(purchased)) = (number(0), number(1), number(2)) else { return Ok(None) };
         Ok(Some(Counts { upto_ms, taken: taken + number(3).unwrap_or(0), purchased }))

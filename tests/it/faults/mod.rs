@@ -4,6 +4,7 @@
 mod away;
 mod calls;
 mod damaged;
+mod foreign;
 mod instances;
 mod large;
 mod limits;
