@@ -236,6 +236,7 @@ main() {
         run_wrk purchase_test.lua "$scratch/purchases"
     else
         echo "2/2  no purchases: the ledger has no unused code of this sale (all is sold, or holds have expired)"
+        echo "     To start over, wait for the next sale or see 'Try a load' in README.md"
         echo '{"requests":0,"duration_us":0,"latency_us":{},"answers":{},"errors":{}}' >"$scratch/purchases"
     fi
     wait_for_ledger 2 "$(answered "$scratch/purchases" 200)" "${before#*|}"
