@@ -14,7 +14,7 @@ use crate::redis::target::Target;
 use redis::{Cmd, Connection, FromRedisValue, Pipeline, RedisResult, Value, cmd, from_redis_value_ref};
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Holds that are read or written in one command: Redis is busy for about a millisecond.
 pub(super) const CHUNK: usize = 500;
@@ -59,6 +59,9 @@ fn is_balanced(items: u64, free: u64, held: u64, purchased: u64) -> bool {
     let taken = held.saturating_add(purchased);
     free.saturating_add(taken) == items.max(taken)
 }
+
+/// A connection that was not used for this long is tried first: the shortest `timeout` of Redis is a second.
+const IDLE: Duration = Duration::from_millis(500);
 
 /// What a sale's state is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +110,8 @@ pub struct Store {
     target: Arc<Target>,
     timeout: Duration,
     connection: Option<Connection>,
+    /// When the connection was used last.
+    used: Instant,
     /// Redis' clock; what is read of it is in `clock.rs`.
     pub(super) clock: CheckedClock,
     /// The identity of the ledger whose sales these are, where it is known.
@@ -117,17 +122,27 @@ pub struct Store {
 impl Store {
     /// Connects on the first call; each call takes `timeout` at most.
     pub fn new(target: Arc<Target>, timeout: Duration) -> Store {
-        Store { target, timeout, connection: None, clock: CheckedClock::default(), ledger: None, owner: Owner::Unknown }
+        let (clock, used) = (CheckedClock::default(), Instant::now());
+        Store { target, timeout, connection: None, used, clock, ledger: None, owner: Owner::Unknown }
     }
 
     pub(super) fn run<T>(&mut self, work: impl FnOnce(&mut Connection) -> RedisResult<T>) -> Result<T, String> {
+        // Redis may have ended a connection that was idle (`timeout`): that is found out by a call that changes nothing.
+        if self.used.elapsed() > IDLE
+            && let Some(connection) = &mut self.connection
+            && cmd("TIME").exec(connection).is_err()
+        {
+            self.connection = None;
+        }
         if self.connection.is_none() {
             // The address may have moved with a failover.
             self.target.resolve()?;
             self.connection = Some(self.target.connect(self.timeout)?);
         }
         let Some(connection) = &mut self.connection else { return Err("no connection".into()) };
-        work(connection).map_err(|e| {
+        let done = work(connection);
+        self.used = Instant::now();
+        done.map_err(|e| {
             // Whatever it was, what follows on this connection may belong to the call that failed.
             self.connection = None;
             format!("Redis at {}: {e}", self.target.name)

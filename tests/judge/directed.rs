@@ -151,3 +151,56 @@ fn the_largest_batch_over_the_largest_take_back() {
     assert!(replies[2].as_ref().unwrap().iter().all(bought));
     assert_eq!(bench.free(&terms), (10_000 - 512 - 256, 256 + 512));
 }
+
+#[test]
+fn a_clock_that_jumps_ahead_is_followed_as_far_as_the_caller_believes() {
+    let (mut bench, terms) = opened(3, 9);
+    let held_until = |told: &[Told]| match told {
+        [Told::Outcome(Outcome::Held { expires_ms, .. }, _)] => *expires_ms,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(held_until(&bench.take(&terms, 0..1, "u")), START_MS + 1_000);
+    // By the clock the sale is over; by the caller it cannot have come further than half a second.
+    bench.send_clock(terms.ends_ms + 60_000);
+    bench.latest_ms = START_MS + 500;
+    assert_eq!(held_until(&bench.take(&terms, 1..2, "u")), START_MS + 1_500);
+    bench.send_purchases(&terms, 1, vec![HoldNumber(0)]);
+    assert!(matches!(bench.replies().pop().unwrap().unwrap()[..], [Told::Outcome(Outcome::Purchased { .. }, Some(_))]));
+    // The clock is right again: nothing has happened to the sale's time.
+    bench.send_clock(START_MS + 600);
+    bench.latest_ms = START_MS + 3_600;
+    assert_eq!(held_until(&bench.take(&terms, 2..3, "u")), START_MS + 1_600);
+}
+
+#[test]
+fn a_purchase_that_is_asked_for_after_the_end() {
+    let (mut bench, terms) = opened(3, 9);
+    bench.take(&terms, 0..2, "u");
+    bench.send_purchases(&terms, 1, vec![HoldNumber(0)]);
+    bench.replies();
+    let before = State::read(&mut bench.connection, &terms);
+    bench.send_clock(terms.ends_ms);
+    bench.send_purchases(&terms, 1, [0, 1, 7].map(HoldNumber).to_vec());
+    let told = bench.replies().pop().unwrap().unwrap();
+    assert!(matches!(told[0], Told::Outcome(Outcome::AlreadyPurchased { .. }, Some(_))), "{told:?}");
+    assert_eq!(told[1..], [Told::Outcome(Outcome::InvalidCode, None); 2]);
+    assert_eq!(State::read(&mut bench.connection, &terms).fields, before.fields, "nothing is written");
+}
+
+#[test]
+fn a_keepers_connection_that_redis_ended_while_it_was_idle() {
+    let mut bench = Bench::start();
+    bench.store.identity().unwrap();
+    let ended: u64 = redis::cmd("CLIENT")
+        .arg("KILL")
+        .arg("TYPE")
+        .arg("normal")
+        .arg("SKIPME")
+        .arg("yes")
+        .query(&mut bench.connection)
+        .unwrap();
+    assert_eq!(ended, 1);
+    // As long as Redis waits before it ends an idle client.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    bench.store.identity().unwrap();
+}
