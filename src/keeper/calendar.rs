@@ -76,7 +76,7 @@ pub fn other_settings(terms: &Terms, settings: &SaleSettings) -> String {
     };
     format!(
         "{terms} was opened with other settings than this instance's: it has {}; this instance is set to {}, which \
-         applies from the first sale that is not opened yet",
+         applies to sales that have not begun (a changed length: to sales that are not opened yet)",
         words(terms.items, terms.user_limit, terms.hold_ms, terms.ends_ms - terms.starts_ms),
         words(settings.items, settings.user_limit, settings.hold_ms, settings.sale_ms),
     )

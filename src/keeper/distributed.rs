@@ -88,6 +88,8 @@ pub struct Keeper {
     milestones: Milestones,
     followed: Option<Instant>,
     pub(super) warned: Option<Terms>,
+    /// Whether the sales opened ahead are still to be given this instance's settings.
+    pub(super) settings_due: bool,
     /// Why this instance may not use its Redis at all: the sales in it are another ledger's.
     pub(super) refused: Option<String>,
 }
@@ -120,6 +122,7 @@ impl Keeper {
             milestones: Milestones::default(),
             followed: None,
             warned: None,
+            settings_due: true,
             refused: None,
         };
         keeper.store.check_server()?;

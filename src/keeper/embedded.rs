@@ -104,6 +104,10 @@ impl Keeper {
     /// The sales that the ledger has, up to those far enough ahead: what is missing of them is planned.
     fn due(&mut self, now_ms: u64) -> Result<Vec<SaleRow>, LedgerError> {
         let mut rows = self.ledger.sales(now_ms.saturating_sub(self.settings.sale_ms.max(ENDED_KEPT_MS)))?;
+        if self.sales.terms().is_empty() {
+            // The start: no sale is open in memory, so one that has not begun can take the present settings.
+            super::replan::apply(&mut *self.ledger, &mut rows, now_ms, &self.settings)?;
+        }
         plan_ahead(&mut *self.ledger, &mut rows, now_ms, &self.settings)?;
         Ok(rows)
     }

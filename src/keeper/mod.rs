@@ -17,6 +17,7 @@ pub mod owner;
 mod reconcile;
 mod recovery;
 mod refusals;
+mod replan;
 mod server_check;
 pub mod store;
 mod upkeep;

@@ -39,13 +39,15 @@ impl Keeper {
         let now_ms = self.store.now_ms()?;
         let rows = self.rows(now_ms)?;
         let known: Vec<Terms> = rows.iter().map(|row| row.terms).collect();
+        self.follow_newer_settings(&rows, now_ms);
         let mut missing = self.epoch.identity.is_empty()
+            || self.settings_due
             || *self.store.owner() == Owner::Nobody
             || next_terms(&known, now_ms, &self.settings).is_some();
         for (nth, row) in rows.iter().filter(|row| row.terms.ends_ms > now_ms).enumerate() {
             if self.open.contains(&row.terms) {
                 if nth < LOOKED_AT {
-                    self.look_at_state(&row.terms)?;
+                    missing |= !self.look_at_state(&row.terms, now_ms)?;
                 }
             } else {
                 missing |= !row.opened || !self.adopt_sale(&row.terms)?;
@@ -62,9 +64,11 @@ impl Keeper {
         Ok(done)
     }
 
-    /// Takes in a sale that the ledger knows as opened, if its state is there. If not, it may be about to be put in place.
+    /// Takes in a sale that the ledger knows as opened, if its state is there and has the ledger's terms. If not, it may be
+    /// about to be put in place.
     fn adopt_sale(&mut self, terms: &Terms) -> Result<bool, String> {
-        let good = self.store.condition(terms.sale, self.epoch.number)? == Condition::Good;
+        let good =
+            self.store.condition(terms.sale, self.epoch.number)? == Condition::Good && self.store.has_terms(terms)?;
         if good {
             self.add_open(*terms);
         }
@@ -73,19 +77,27 @@ impl Keeper {
 
     fn add_open(&mut self, terms: Terms) {
         self.warn_of_other_settings(&terms);
+        // It may be there already, with the terms that it had before.
+        self.open.retain(|other| other.sale != terms.sale);
         self.open.push(terms);
         self.open.sort_by_key(|terms| terms.starts_ms);
     }
 
-    fn look_at_state(&mut self, terms: &Terms) -> Result<(), String> {
-        match self.store.condition(terms.sale, self.epoch.number)? {
-            Condition::Good => Ok(()),
-            other => {
-                let doubt = format!("the state of {terms} in Redis {other}");
-                self.doubt.get_or_insert(doubt.clone());
-                Err(doubt)
+    /// `Ok(false)` if the sale has yet to be given the ledger's terms.
+    fn look_at_state(&mut self, terms: &Terms, now_ms: u64) -> Result<bool, String> {
+        let found = self.store.condition(terms.sale, self.epoch.number)?;
+        if found == Condition::Good {
+            let agrees = self.store.has_terms(terms)?;
+            if agrees || terms.starts_ms > now_ms {
+                return Ok(agrees);
             }
         }
+        let doubt = match found {
+            Condition::Good => format!("the state of {terms} in Redis has other terms than the ledger"),
+            other => format!("the state of {terms} in Redis {other}"),
+        };
+        self.doubt.get_or_insert(doubt.clone());
+        Err(doubt)
     }
 
     /// The ledger's sales that have not ended, and those that ended last.
@@ -118,7 +130,15 @@ impl Keeper {
             self.ledger.join(self.epoch.number).map_err(|e| e.to_string())?;
         }
         plan_ahead(&mut *self.ledger, &mut rows, now_ms, &self.settings).map_err(|e| e.to_string())?;
+        if self.settings_due {
+            super::replan::apply(&mut *self.ledger, &mut rows, now_ms, &self.settings).map_err(|e| e.to_string())?;
+            self.settings_due = false;
+        }
         for row in rows.iter().filter(|row| row.terms.ends_ms > now_ms) {
+            // The ledger's terms come to Redis here, whichever instance changed them and whatever has become of it.
+            if row.opened && row.terms.starts_ms > now_ms && !self.store.has_terms(&row.terms)? {
+                self.store.replan(&row.terms, self.epoch.number)?;
+            }
             if self.open.contains(&row.terms) {
                 continue;
             }
@@ -130,7 +150,7 @@ impl Keeper {
                 // The time is asked for after its state was not found: it may have begun since this round did.
                 let missing = self.store.condition(row.terms.sale, 0)? == Condition::Missing;
                 if !missing || row.terms.starts_ms <= self.store.now_ms()? {
-                    return self.look_at_state(&row.terms);
+                    return self.look_at_state(&row.terms, now_ms).map(drop);
                 }
             } else {
                 // Noted first: if this process dies in between, the next one finds a loss and rebuilds from no rows.

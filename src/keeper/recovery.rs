@@ -128,7 +128,8 @@ impl Keeper {
         let (mut good, mut newest) = (current.identity == identity, current.number);
         for terms in &opened {
             match self.store.condition(terms.sale, current.number)? {
-                Condition::Good => {}
+                // A sale that has not begun gets the ledger's terms when it is looked at next.
+                Condition::Good if terms.starts_ms > now_ms || self.store.has_terms(terms)? => {}
                 other => {
                     good = false;
                     // An opener may have died before he raised the epoch; a ledger may be older than Redis.

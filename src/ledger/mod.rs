@@ -80,6 +80,10 @@ pub trait Ledger: Send {
     /// Fixes a sale's terms. Returns those in force: `terms`, or those of whoever was first.
     fn plan(&mut self, terms: &Terms) -> Result<SaleRow, LedgerError>;
 
+    /// Gives a planned sale the items, the limit and the hold time of `terms`, unless a hold of it is on record. Says
+    /// whether it has them now.
+    fn replan(&mut self, terms: &Terms) -> Result<bool, LedgerError>;
+
     /// Notes that `sale` is about to be opened in the inventory.
     fn mark_opened(&mut self, sale: SaleId) -> Result<(), LedgerError>;
 

@@ -354,3 +354,21 @@ fn a_clock_that_was_ahead() {
     let app = builder().start();
     assert_eq!(app.client().checkout("u", "i").status, 200, "{}", app.stderr());
 }
+
+#[test]
+fn changed_settings_apply_to_sales_that_have_not_begun() {
+    let data = process::temp_dir();
+    let old = Terms { items: 5, user_limit: 2, sale_seconds: clock::quiet_sale_seconds(), hold_seconds: 300 };
+    let base = || App::builder().env("DATA_DIR", data.path().display());
+    let mut app = builder(base(), &old).start();
+    assert_eq!(app.terminate(), 0);
+    let new = Terms { items: 50, hold_seconds: 60, ..old };
+    let mut app = builder(base(), &new).start();
+    app.says("items 5 → 50, hold time 300000 → 60000 ms", LOGGED);
+    assert_eq!(app.terminate(), 0);
+    let ledger = rusqlite::Connection::open(data.path().join("ledger.db")).unwrap();
+    let mut rows = ledger.prepare("SELECT items, user_limit, hold_ms FROM sales ORDER BY sale_id").unwrap();
+    let rows: Vec<[i64; 3]> =
+        rows.query_map([], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?])).unwrap().map(Result::unwrap).collect();
+    assert_eq!(rows, [[5, 2, 300_000], [50, 2, 60_000], [50, 2, 60_000]], "what has begun keeps its terms");
+}

@@ -18,6 +18,8 @@ pub const FORGET: &str = include_str!("../../../lua/forget.lua");
 /// Offers a sale the records of an older epoch.
 pub const OFFER: &str = concat!(include_str!("../../../lua/time.lua"), include_str!("../../../lua/offer.lua"));
 
+/// Changes the terms of a sale that has not begun.
+pub const REPLAN: &str = include_str!("../../../lua/replan.lua");
 /// Writes what decisions write, and removes it again.
 pub const PROBE: &str = include_str!("../../../lua/probe.lua");
 /// The keys of [`PROBE`]: named like a sale's, so that an ACL for sales covers them, and of no sale.

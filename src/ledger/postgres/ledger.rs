@@ -212,6 +212,16 @@ impl Ledger for PostgresLedger {
         })
     }
 
+    fn replan(&mut self, terms: &Terms) -> Result<bool, LedgerError> {
+        let terms = *terms;
+        self.run(async move |wire| {
+            const REPLAN: &str = "UPDATE sales SET items = $2, user_limit = $3, hold_ms = $4 WHERE sale_id = $1 \
+                AND NOT EXISTS (SELECT 1 FROM ledger_holds WHERE sale_id = $1)";
+            let (items, limit, hold) = (signed(terms.items)?, signed(terms.user_limit)?, signed(terms.hold_ms)?);
+            Ok(wire.client.execute(REPLAN, &[&signed(terms.sale.0)?, &items, &limit, &hold]).await? == 1)
+        })
+    }
+
     fn mark_opened(&mut self, sale: SaleId) -> Result<(), LedgerError> {
         self.run(async move |wire| {
             const MARK: &str = "UPDATE sales SET opened = true WHERE sale_id = $1";

@@ -190,6 +190,13 @@ impl Ledger for SqliteLedger {
         Ok(self.db.query_row(query, [sale], sale_row)?)
     }
 
+    fn replan(&mut self, terms: &Terms) -> Result<bool, LedgerError> {
+        let values = [int(terms.sale.0)?, int(terms.items)?, int(terms.user_limit)?, int(terms.hold_ms)?];
+        let replan = "UPDATE sales SET items = ?2, user_limit = ?3, hold_ms = ?4 WHERE sale_id = ?1
+                      AND NOT EXISTS (SELECT 1 FROM ledger_holds WHERE sale_id = ?1)";
+        Ok(self.db.execute(replan, values)? == 1)
+    }
+
     fn mark_opened(&mut self, sale: SaleId) -> Result<(), LedgerError> {
         match self.db.execute("UPDATE sales SET opened = 1 WHERE sale_id = ?1", [int(sale.0)?])? {
             1 => Ok(()),

@@ -247,3 +247,37 @@ fn other_settings() {
     assert!(expires.iter().max().unwrap() - expires.iter().min().unwrap() < 20, "one hold time: {expires:?}");
     audit::check(&history, &stack.ledger(), &terms);
 }
+
+#[test]
+fn the_settings_of_the_newest_start_apply_to_sales_that_have_not_begun() {
+    let mut stack = Stack::new(Mode::Distributed);
+    let old = Terms { items: 5, user_limit: 2, ..plenty() };
+    let app = with_terms(stack.app(), &old).start();
+    let new = Terms { items: 50, user_limit: 9, hold_seconds: 60, ..old };
+    let other = with_terms(stack.app(), &new).start();
+    let mut client = stack.postgres().client();
+    let mut planned = |later: bool| {
+        let query = "SELECT items, user_limit, hold_ms FROM sales WHERE (starts_at > now()) = $1 ORDER BY sale_id";
+        let rows = client.query(query, &[&later]).unwrap();
+        rows.iter().map(|row| [row.get::<_, i64>(0), row.get(1), row.get(2)]).collect::<Vec<_>>()
+    };
+    poll("new terms in the ledger", GOING_ON, || (planned(true) == [[50, 9, 60_000]; 2]).then_some(()));
+    assert_eq!(planned(false), [[5, 2, 3_600_000]], "what has begun keeps its terms");
+    let next = format!("{{sale:{}}}:state", clock::sale(old.sale_seconds) + old.sale_seconds);
+    let mut redis = stack.redis().connection();
+    let mut state = || {
+        let fields = &["items", "free", "limit", "hold"][..];
+        redis::cmd("HMGET").arg(&next).arg(fields).query::<Vec<u64>>(&mut redis).unwrap()
+    };
+    poll("new terms in Redis", GOING_ON, || (state() == [50, 50, 9, 60_000]).then_some(()));
+    // As if the instance that changed them had died between the ledger and Redis.
+    stack.redis_ref().run(&["HSET", &next, "items", "5", "free", "5", "limit", "2"]);
+    poll("the ledger's terms in Redis", GOING_ON, || (state() == [50, 50, 9, 60_000]).then_some(()));
+    app.says("has started later than this one", GOING_ON);
+    other.says("items 5 → 50, user limit 2 → 9, hold time 3600000 → 60000 ms", GOING_ON);
+    // Nobody changes them back, and nothing was in doubt.
+    assert_eq!(planned(true), [[50, 9, 60_000]; 2]);
+    assert_eq!(fence(&mut stack).0, 1);
+    assert_eq!(app.last_words().matches("has started later than this one").count(), 1);
+    assert!(!other.last_words().contains("has started later than this one"));
+}
