@@ -1,14 +1,15 @@
 //! Rows in the form of Postgres' binary COPY.
 //!
 //! Owns the bytes: pure, no I/O. Invariant: what is finished is a complete COPY stream, header to trailer, of rows
-//! with the columns of [`HOLDS`] and [`PURCHASES`] in that order. Refuses to know transactions.
+//! with the columns of `HOLDS` and `PURCHASES` in that order. Public so that the benchmarks can time it.
+//! Refuses to know transactions.
 
 use crate::code::{Codes, MAX_SALE};
 use crate::domain::{HoldKey, RecordKind, RecordRef, Records};
 use bytes::Bytes;
 
 /// The columns of a hold's row.
-pub(super) const HOLDS: &str = "sale_id, hold, code, user_id, item_id, created_at, expires_at";
+pub const HOLDS: &str = "sale_id, hold, code, user_id, item_id, created_at, expires_at";
 /// The columns of a purchase's row.
 pub(super) const PURCHASES: &str = "sale_id, hold, code, user_id, item_id, created_at";
 
@@ -34,7 +35,7 @@ pub(super) fn unix_ms(micros: i64) -> Option<u64> {
 
 /// The COPY stream of one table.
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub struct Table {
     /// The stream. A handle to memory that [`Rows::recycle`] takes back.
     pub bytes: Bytes,
     /// How many rows it has.
@@ -43,7 +44,7 @@ pub(super) struct Table {
 
 /// The COPY streams of one transaction.
 #[derive(Debug, Default)]
-pub(super) struct Rows {
+pub struct Rows {
     /// For the holds' table.
     pub holds: Table,
     /// For the purchases' table.

@@ -11,7 +11,7 @@
 
 mod append;
 mod connect;
-mod copy;
+pub mod copy;
 mod dsn;
 mod fence;
 mod ledger;
