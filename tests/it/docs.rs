@@ -30,6 +30,7 @@ pub fn blocks<'a>(document: &'a str, language: &str) -> Vec<&'a str> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Start,
+    Bench,
     Shop,
     LoadEmbedded,
     LoadOther,
@@ -44,7 +45,8 @@ fn kind(block: &str) -> Option<Kind> {
     let starts = |with: &str| block.starts_with(with);
     Some(match block {
         "cargo run --release" => Kind::Start,
-        "tests/run" | ".ci/run" => Kind::Script,
+        "cargo bench" => Kind::Bench,
+        "tests/run" | ".ci/run" | "benches/saturation" | "benches/instructions" => Kind::Script,
         "DATA_DIR=./data wrk/loadtest.sh" => Kind::LoadEmbedded,
         _ if starts("HOST=") && block.ends_with(" wrk/loadtest.sh") => Kind::LoadOther,
         _ if starts("REDIS_ADDR=") && block.ends_with(" cargo run --release") => Kind::StartDistributed,
@@ -117,10 +119,13 @@ fn every_command_is_checked_somewhere() {
             assert!(blocks(&text, other).is_empty(), "{document}: mark shell as sh");
         }
     }
-    assert_eq!(known.len(), 9, "{known:?}");
+    assert_eq!(known.len(), 10, "{known:?}");
     // `cargo run` runs the program that is tested here, if there is no other.
     assert_eq!(read("Cargo.toml").matches("[[bin]]").count(), 1);
     assert!(!root().join("src/bin").exists());
+    // `cargo bench` runs what `.ci/run` checks, and nothing besides.
+    assert_eq!(read("Cargo.toml").matches("[[bench]]").count(), 1);
+    assert!(read(".ci/run").contains("cargo test --locked --bench functions"));
 }
 
 #[test]

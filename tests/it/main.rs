@@ -8,6 +8,7 @@
 
 mod admin;
 mod api;
+mod benches;
 mod catalog;
 mod course;
 mod deploy;

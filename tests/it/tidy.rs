@@ -19,7 +19,7 @@ fn files(dir: &Path, found: &mut Vec<PathBuf>) {
 #[test]
 fn files_are_short() {
     let mut found = Vec::new();
-    ["src", "tests", "lua", "sql", "benches", "fuzz/fuzz_targets"]
+    ["src", "tests", "lua", "sql", "benches", "examples", "fuzz/fuzz_targets"]
         .iter()
         .for_each(|d| files(&root().join(d), &mut found));
     assert!(found.len() > 10, "{found:?}");
@@ -48,7 +48,7 @@ fn table_names(document: &str) -> BTreeSet<&str> {
 
 /// The paths of this repository that a document names: links, and words in backticks that look like paths.
 fn named_paths(document: &str) -> BTreeSet<&str> {
-    let tops = ["src/", "tests/", "lua/", "sql/", "benches/", "wrk/", "fuzz/", "deploy/", ".ci/", "./"];
+    let tops = ["src/", "tests/", "lua/", "sql/", "benches/", "examples/", "wrk/", "fuzz/", "deploy/", ".ci/", "./"];
     let files = [".md", ".toml", ".yml", "Dockerfile"];
     // Blocks of code show shapes and outputs, not paths.
     let prose: Vec<&str> = document.split("```").step_by(2).collect();

@@ -16,6 +16,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+/// Names another program for all tests, that takes the same settings and gives the same answers.
+pub const OTHER_BINARY: &str = "FLASHSALE_TEST_BINARY";
 /// How long an instance may take until it answers, on a busy machine.
 const START: Duration = Duration::from_secs(20);
 /// How long it may take to end in an orderly way.
@@ -111,7 +113,9 @@ impl Builder {
     }
 
     fn command(&self, port: u16, admin: u16, dir: &Path) -> Command {
-        let binary = self.binary.as_deref().unwrap_or(Path::new(env!("CARGO_BIN_EXE_flashsale")));
+        let other = std::env::var_os(OTHER_BINARY).map(PathBuf::from);
+        let built = Path::new(env!("CARGO_BIN_EXE_flashsale"));
+        let binary = self.binary.as_deref().or(other.as_deref()).unwrap_or(built);
         let mut command = match self.files {
             None => process::command(binary, "KILL", None),
             Some(limit) => {
