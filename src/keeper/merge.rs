@@ -106,7 +106,10 @@ impl Union {
         // By a clock that is behind the last one's, a hold would live again whose item has been sold since.
         let now_ms = now_ms.max(clock_ms);
         let room = terms.items.saturating_sub(rebuilt.purchased);
-        for (number, known) in self.known {
+        // Numbers start at a random place in each life of an instance, so they are no order of age.
+        let mut by_age: Vec<_> = self.known.into_iter().collect();
+        by_age.sort_unstable_by_key(|(number, known)| (known.taken_ms, *number));
+        for (number, known) in by_age {
             let place = match known.purchased_ms {
                 Some(_) => Place::Purchased,
                 None if known.expires_ms <= now_ms => Place::Expired,
@@ -190,5 +193,15 @@ mod tests {
         let rebuilt = union.rebuild(&terms, 50);
         assert_eq!((rebuilt.held, rebuilt.purchased), (2, 1));
         assert_eq!(rebuilt.misfits.iter().map(|m| m.0).collect::<Vec<_>>(), [3, 4]);
+    }
+    #[test]
+    fn the_newest_holds_find_no_item_whatever_their_numbers() {
+        let terms = Terms { sale: SaleId(0), items: 1, user_limit: 9, hold_ms: 10, starts_ms: 0, ends_ms: 1000 };
+        let mut union = Union::default();
+        // The older hold is of a life of an instance whose numbers are higher.
+        union.ledger(9, Known { taken_ms: 20, ..known(60, None) });
+        union.ledger(3, Known { taken_ms: 21, ..known(60, None) });
+        let rebuilt = union.rebuild(&terms, 50);
+        assert_eq!(rebuilt.misfits.iter().map(|m| m.0).collect::<Vec<_>>(), [3]);
     }
 }

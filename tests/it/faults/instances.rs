@@ -118,6 +118,9 @@ fn one_dies_inside_the_barrier() {
     let ledger = stack.ledger();
     sells_at(other.addr(), &history);
     // What an instance has not written dies with it if Redis loses it too: this one has written what it sold.
+    poll("the rows of what it sold", GOING_ON, || {
+        (ledger.rows().attempts.len() == history.codes().len()).then_some(())
+    });
     drive(&[opener.addr()], &history, || {
         other.pause();
         stack.redis().wipe();
