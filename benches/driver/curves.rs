@@ -1,10 +1,10 @@
 //! Throughput and p99 against connections, and the cost of a checkout against the rows that its sale has.
 //!
-//! Owns the points of these curves; single samples, so they show shapes, and the table shows figures.
+//! Owns the points of these curves. They show shapes: the table is made of more and longer samples.
 
 use crate::load::{Expected, Load, Mode};
 use crate::machine;
-use crate::report::quantile;
+use crate::report::{median, quantile, thousands};
 use crate::requests::Requests;
 use crate::servers::Servers;
 use crate::subjects::{Kind, PLENTY, Sale, Subject};
@@ -15,33 +15,41 @@ use std::time::Duration;
 /// Connections of the curves' points.
 pub const CONNECTIONS: [usize; 6] = [10, 50, 200, 500, 1_000, 2_000];
 
-/// Throughput and p99 (ms) of *sell* and *sold out* against connections; `None` for what the server refuses.
+/// Throughput and p99 (ms) of *sell* and *sold out* against connections: at each number of connections, the programs in
+/// turn, and the medians.
 pub fn connections(
     servers: &mut Servers,
     subject: &dyn Fn(Kind) -> Subject,
     places: &[usize],
     extent: Extent,
 ) -> Result<(Vec<Line>, Vec<Line>), String> {
-    let (mut rates, mut latencies) = (Vec::new(), Vec::new());
-    for (name, ask, kind) in [
-        ("sell", Ask::Sell, Kind::Service),
-        ("sell", Ask::Sell, Kind::Axum),
-        ("sold out", Ask::SoldOut, Kind::Service),
-        ("sold out", Ask::SoldOut, Kind::Hello),
-    ] {
-        let subject = subject(kind);
-        let name = format!("{name}: {}", subject.name);
-        let (mut rate, mut p99) = (Vec::new(), Vec::new());
-        for connections in places.iter().copied() {
-            let mode = Mode::Closed { depth: 1 };
-            let workload = Workload { name: "connections curve", ask, mode, connections, subjects: Vec::new() };
-            let sample = workload.sample(servers, &subject, extent)?;
-            eprintln!("  {name}, {connections} connections: {:.0} a second", sample.rate);
-            rate.push((connections as f64, sample.rate));
-            p99.push((connections as f64, quantile(&sample.latency, 0.99)));
+    let asked = [
+        ("sell", Ask::Sell, subject(Kind::Service)),
+        ("sell", Ask::Sell, subject(Kind::Axum)),
+        ("sold out", Ask::SoldOut, subject(Kind::Service)),
+        ("sold out", Ask::SoldOut, subject(Kind::Hello)),
+    ];
+    let line = |(name, _, subject): &(&str, Ask, Subject)| Line {
+        name: format!("{name}: {}", subject.name),
+        points: Vec::new(),
+    };
+    let mut rates: Vec<Line> = asked.iter().map(line).collect();
+    let mut latencies: Vec<Line> = asked.iter().map(line).collect();
+    for connections in places.iter().copied() {
+        let mut samples = [const { Vec::new() }; 4];
+        for _ in 0..extent.rounds {
+            for ((_, ask, subject), samples) in asked.iter().zip(&mut samples) {
+                let (ask, mode) = (*ask, Mode::Closed { depth: 1 });
+                let workload = Workload { name: "connections curve", ask, mode, connections, subjects: Vec::new() };
+                samples.push(crate::again(&workload, servers, subject, extent)?);
+            }
         }
-        rates.push(Line { name: name.clone(), points: rate });
-        latencies.push(Line { name, points: p99 });
+        for ((samples, rate), p99) in samples.iter().zip(&mut rates).zip(&mut latencies) {
+            let each = median(samples.iter().map(|sample| sample.rate));
+            eprintln!("  {}, {connections} connections: {} a second", rate.name, thousands(each));
+            rate.points.push((connections as f64, each));
+            p99.points.push((connections as f64, median(samples.iter().map(|sample| quantile(&sample.latency, 0.99)))));
+        }
     }
     Ok((rates, latencies))
 }

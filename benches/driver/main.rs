@@ -177,7 +177,9 @@ fn measure(workload: &Workload, servers: &mut Servers, extent: Extent) -> Result
 }
 
 fn draw_curves(arguments: &Arguments, places: &Places, servers: &mut Servers, out: &Path) -> Result<(), String> {
-    let short = Extent { seconds: arguments.extent().seconds.min(2.0), ..arguments.extent() };
+    let extent = arguments.extent();
+    let rounds = if arguments.quick { 1 } else { extent.rounds.min(3) };
+    let short = Extent { seconds: extent.seconds.min(2.0), rounds, ..extent };
     let few = arguments.test || arguments.quick;
     let rows = if arguments.test {
         1

@@ -4,10 +4,10 @@
 
 use std::fmt::Write;
 
-const WIDTH: f64 = 760.0;
+const WIDTH: f64 = 840.0;
 const HEIGHT: f64 = 400.0;
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 190.0;
+const RIGHT: f64 = 240.0;
 const TOP: f64 = 44.0;
 const BOTTOM: f64 = 52.0;
 const COLOURS: [&str; 6] = ["#0b6e99", "#d9730d", "#0f7b6c", "#9065b0", "#ad1a72", "#787774"];
@@ -142,7 +142,7 @@ pub fn lines(title: &str, x_axis: &Axis, y_axis: &Axis, lines: &[Line]) -> Strin
 
 /// Horizontal bars, each of several parts that are named in `parts`.
 pub fn bars(title: &str, label: &str, parts: &[&str], rows: &[(String, Vec<f64>)]) -> String {
-    let (left, bar) = (290.0, 20.0);
+    let (left, bar) = (330.0, 20.0);
     let height = TOP + 34.0 + bar * rows.len() as f64 + BOTTOM;
     let mut out = begin(title, height);
     for (at, part) in parts.iter().enumerate() {
