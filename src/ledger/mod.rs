@@ -52,6 +52,12 @@ pub trait Append: Send {
     fn probe(&mut self) -> Result<(), LedgerError> {
         Ok(())
     }
+
+    /// Finds out whether what is written would still be found later, without writing anything. The writer asks once a second
+    /// while it has nothing to write, where a batch that is refused is given back.
+    fn look(&mut self) -> Result<(), LedgerError> {
+        Ok(())
+    }
 }
 
 /// A sale as the ledger knows it.

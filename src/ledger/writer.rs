@@ -21,7 +21,8 @@ const ENOUGH: usize = 10_000;
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 /// The longest wait between two attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
-/// How often it is tried whether a ledger that refused takes records again, while nothing comes to be written.
+/// How often the writer asks, while it has no records to write, whether the ledger would take them: one that refused may take
+/// records again, and one that took them may have lost its files.
 const PROBE: Duration = Duration::from_secs(1);
 
 /// What happens to a batch that the ledger cannot take.
@@ -81,10 +82,13 @@ impl<A: Append + 'static> Writer<A> {
     /// What its thread does. It ends after [`Message::Finish`], when all that came before is written.
     pub fn run(mut self) {
         let mut trouble = Trouble::new("the ledger does not take records", "the ledger takes records again");
+        let mut asked = Instant::now();
         loop {
             let Some(mut batch) = self.gather(&trouble) else { return };
-            if batch.handoffs.is_empty() && self.has_to_probe(&trouble) {
-                self.probe(&mut trouble);
+            // Also while there are answers without records: in a sale that is sold out nothing else may come for an hour.
+            if self.gives_back() && batch.rows == 0 && (batch.handoffs.is_empty() || asked.elapsed() >= PROBE) {
+                asked = Instant::now();
+                self.ask(&mut trouble);
             }
             self.write(&mut batch, &mut trouble);
             trouble.settle(Instant::now());
@@ -102,7 +106,7 @@ impl<A: Append + 'static> Writer<A> {
     /// nothing when it is time to say that `trouble` is over, or to find out.
     fn gather(&self, trouble: &Trouble) -> Option<Batch> {
         let mut batch = Batch::default();
-        let probe = self.has_to_probe(trouble).then_some(PROBE);
+        let probe = self.gives_back().then_some(PROBE);
         let first = match trouble.until_calm(Instant::now()).or(probe) {
             None => self.inbox.receiver.recv().ok(),
             Some(wait) => match self.inbox.receiver.recv_timeout(wait) {
@@ -124,21 +128,23 @@ impl<A: Append + 'static> Writer<A> {
         if batch.rows >= ENOUGH || Instant::now() >= until {
             return None;
         }
-        if batch.awaited || matches!(self.on_failure, OnFailure::GiveBack(_)) {
+        if batch.awaited || self.gives_back() {
             self.inbox.receiver.try_recv().ok()
         } else {
             self.inbox.receiver.recv_deadline(until).ok()
         }
     }
 
-    /// Whether nobody else would find out that `trouble` is over: what was refused is not tried again, and since a server
-    /// that refuses is not healthy, nothing new may come.
-    fn has_to_probe(&self, trouble: &Trouble) -> bool {
-        trouble.is_on() && matches!(self.on_failure, OnFailure::GiveBack(_))
+    /// Whether what the ledger refuses is given back. Then the writer has to ask the ledger: a batch that was refused is not
+    /// tried again, and no new batch may come, since a server that refuses is not healthy.
+    fn gives_back(&self) -> bool {
+        matches!(self.on_failure, OnFailure::GiveBack(_))
     }
 
-    fn probe(&mut self, trouble: &mut Trouble) {
-        match self.ledger.probe() {
+    /// Asks the ledger whether it would take records: with a write during `trouble`, otherwise with a look.
+    fn ask(&mut self, trouble: &mut Trouble) {
+        let answer = if trouble.is_on() { self.ledger.probe() } else { self.ledger.look() };
+        match answer {
             Ok(()) => trouble.written(Instant::now()),
             Err(e) => trouble.failed(Instant::now(), &e.to_string()),
         }

@@ -5,6 +5,7 @@ use crate::support::app::{App, Builder};
 use crate::support::audit::{self, Terms};
 use crate::support::clock;
 use crate::support::history::{History, Shopper, Told, load};
+use crate::support::http::Client;
 use crate::support::ledger::Ledger;
 use crate::support::process::poll;
 use crate::support::servers::{Mode, Stack};
@@ -173,6 +174,32 @@ fn damaged(suffix: &str, damage: impl FnOnce(&Path)) {
 #[test]
 fn a_write_ahead_log_that_is_removed_is_noticed() {
     damaged("-wal", |file| std::fs::remove_file(file).unwrap());
+}
+
+#[test]
+fn a_log_that_is_removed_after_the_last_item_is_sold_loses_nothing() {
+    let stack = Stack::new(Mode::Embedded);
+    let terms = Terms { items: 4, ..terms() };
+    let mut app = builder(&stack, &terms).start();
+    let mut client = app.client();
+    let mut buy = |user: &str| {
+        let code = client.code(user, "i");
+        assert_eq!(client.purchase(&code).status, 200);
+        code
+    };
+    let codes = ["a", "b", "c", "d"].map(&mut buy);
+    std::fs::remove_file(beside(&path(&stack), "-wal")).unwrap();
+    // Nothing is sold any more, so nothing is written: the removal is noticed all the same.
+    let health = || Client::new(app.admin_addr()).get("/health").status;
+    poll("a health that tells of it", SOON, || (health() == 503).then_some(()));
+    let log = app.stderr();
+    assert!(log.contains("ledger.db-wal was removed or replaced"), "{log}");
+    app.kill();
+    let app = builder(&stack, &terms).start();
+    for code in codes {
+        assert_eq!(app.client().purchase(&code).error(), "already_purchased");
+    }
+    assert_eq!(app.client().checkout("e", "i").error(), "sold_out");
 }
 
 #[test]

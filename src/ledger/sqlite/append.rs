@@ -40,21 +40,41 @@ impl SqliteAppend {
     }
 
     /// `Err` where the files that are open are not those of `DATA_DIR` any more.
+    ///
+    /// Where the log alone has lost its name, what is in it is copied into `ledger.db` first: otherwise a kill would lose it.
     fn check_files(&self) -> Result<(), LedgerError> {
         let folder = self.folder.dir().display();
         if !self.folder.is_in_place() {
             let why = format!("DATA_DIR {folder}: the folder was removed or replaced while it was in use");
             return Err(LedgerError::Failed(why));
         }
-        self.files.check().map_err(|why| LedgerError::Failed(format!("DATA_DIR {folder}: {why}")))
+        let checked = self.files.check();
+        if checked.is_err() && self.files.is_log_alone_lost() {
+            self.rescue();
+        }
+        checked.map_err(|why| LedgerError::Failed(format!("DATA_DIR {folder}: {why}")))
+    }
+
+    /// Copies what is in the log into the database, on the connection that has both open. A new connection would make a new
+    /// log, so there is none where an error has cost the connection. Called at each check: readers may stand in the way of
+    /// one copy, and the keeper may have written since. `PASSIVE`, as it waits for no other connection and leaves the log as
+    /// it is.
+    fn rescue(&self) {
+        if let Some(db) = &self.db
+            && let Err(e) = db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+        {
+            tracing::debug!("the ledger's log has no name any more and cannot be copied into the database: {e}");
+        }
     }
 
     /// How many bytes the ledger's files may still grow, as far as the disk and this process' limit go.
     fn room(&self) -> Result<u64, LedgerError> {
         let disk =
             rustix::fs::statvfs(&self.path).map_err(|e| LedgerError::Failed(format!("the ledger's disk: {e}")))?;
+        // Some file systems do not tell their size. The probe's transaction decides there.
+        let free = if disk.f_blocks == 0 { u64::MAX } else { disk.f_bavail.saturating_mul(disk.f_frsize) };
         let allowed = rustix::process::getrlimit(rustix::process::Resource::Fsize).current.unwrap_or(u64::MAX);
-        Ok(disk.f_bavail.saturating_mul(disk.f_frsize).min(allowed.saturating_sub(self.files.largest())))
+        Ok(free.min(allowed.saturating_sub(self.files.largest())))
     }
 
     /// The connection, for tests that limit it.
@@ -81,6 +101,10 @@ impl Append for SqliteAppend {
             return Err(LedgerError::Failed(format!("the ledger's files may grow by {room} bytes only")));
         }
         on_connection(&mut self.db, &self.path, probe)
+    }
+
+    fn look(&mut self) -> Result<(), LedgerError> {
+        self.check_files()
     }
 }
 

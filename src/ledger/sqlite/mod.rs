@@ -76,6 +76,9 @@ impl SqliteLedger {
 
     /// The writer's handle, which mints the codes of its rows with `codes`.
     pub fn appender(&self, codes: Codes) -> Result<SqliteAppend, LedgerError> {
+        // The schema and the codes' key go into the database at once: without them the rows that follow are worth nothing,
+        // should the log be lost. Where this fails, the log has them as before, and the first write tells what is wrong.
+        let _ = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         SqliteAppend::new(self.path.clone(), codes, Arc::clone(&self.lock), Arc::clone(&self.files))
     }
 }
