@@ -159,7 +159,8 @@ fn start_embedded(
     let (sales, gate) = (embedded::Sales::default(), gate());
     let give_back = OnFailure::GiveBack(Arc::new(sales.clone()));
     let (writer, _) = start_writer(vitals, inbox, appender, mailboxes, give_back)?;
-    let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, sales.clone(), gate.clone());
+    let (opened, sold) = (sales.clone(), recorder.clone());
+    let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, opened, gate.clone(), sold);
     let keeper = keeper.map_err(failed)?;
     let parts = embedded::Parts { sales, gate: gate.clone(), numbers: numbers(instance)?, recorder: recorder.clone() };
     let inventory = EmbeddedInventory::start(cores, parts).map_err(|e| format!("starting: {e}"))?;

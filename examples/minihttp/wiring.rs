@@ -117,11 +117,13 @@ fn start_embedded(config: &Config, folder: &Path, cores: Cores, mailboxes: &Mail
     let appender = ledger.appender(codes.clone()).map_err(text)?;
     let numbers = HoldNumbers::new(instance).map_err(text)?;
     let (recorder, inbox) = record::channel(CHANNEL_MESSAGES);
+    let recorder = Arc::new(recorder);
     let (sales, gate) = (embedded::Sales::default(), gate());
     start_writer(inbox, appender, mailboxes, OnFailure::GiveBack(Arc::new(sales.clone())));
-    let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, sales.clone(), gate.clone());
+    let (opened, sold) = (sales.clone(), recorder.clone());
+    let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, opened, gate.clone(), sold);
     let keeper = keeper.map_err(text)?;
-    let parts = embedded::Parts { sales, gate, numbers, recorder: Arc::new(recorder) };
+    let parts = embedded::Parts { sales, gate, numbers, recorder };
     let inventory = EmbeddedInventory::start(cores, parts).map_err(text)?;
     keep(move |stop| keeper.run(stop));
     Ok((inventory, codes))

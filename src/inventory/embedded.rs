@@ -11,8 +11,8 @@ use super::memory::{Decision, MemorySale};
 use super::{Gate, Inventory, Progress};
 use crate::code::HoldNumbers;
 use crate::core::{Bell, Cores, Ticket, Waiter};
-use crate::domain::{EMBEDDED_EPOCH, Outcome, Record, RecordKind, Request, SaleId, Terms};
-use crate::record::{Ack, Handoff, Recorder, TakeBack};
+use crate::domain::{EMBEDDED_EPOCH, Id, Outcome, Record, Request, SaleId, Terms};
+use crate::record::{Ack, Counters, Handoff, Recorder, TakeBack};
 use may::io::WaitIoWaker;
 use parking_lot::Mutex;
 use std::io;
@@ -39,9 +39,14 @@ impl Sales {
         self.0.lock().open.iter().map(|sale| *sale.terms()).collect()
     }
 
-    /// How far an open sale has come; `None` if it is not open.
-    pub fn progress(&self, sale: SaleId) -> Option<Progress> {
-        self.0.lock().open.iter().find(|open| open.terms().sale == sale).map(MemorySale::progress)
+    /// How far an open sale has come by what the ledger has; `None` if it is not open, or while what was decided in it is still on
+    /// its way: that can be undone.
+    pub fn progress(&self, sale: SaleId, counters: &Counters) -> Option<Progress> {
+        let state = self.0.lock();
+        // Under the lock, as in `decide`.
+        let settled = counters.settled.load(Ordering::Acquire);
+        let open = state.open.iter().find(|open| open.terms().sale == sale)?;
+        state.unwritten.is_stock_settled(sale, settled).then(|| open.progress())
     }
 
     /// Opens `sale`.
@@ -157,8 +162,8 @@ impl EmbeddedInventory {
                 self.hand_over(&mut state, other, told);
             }
             let handoff = handoff.get_or_insert_with(|| self.parts.recorder.blank(desk.core, sale, EMBEDDED_EPOCH));
-            if let Some((record, expires_ms)) = fact {
-                state.unwritten.note(sale, &record, expires_ms);
+            if let Some(record) = fact {
+                state.unwritten.note(sale, &record);
                 handoff.records.push(&record);
             }
             handoff.acks.push(ack);
@@ -178,24 +183,12 @@ impl EmbeddedInventory {
         let Some(sale) = asked else { return refused(SaleId(0), Outcome::Unavailable) };
         let terms = *sale.terms();
         let decision = match *request {
-            Request::Checkout { user, item } => match self.parts.numbers.peek() {
-                Some(number) => sale.checkout(now_ms, number, user, item),
-                None => return refused(terms.sale, Outcome::Unavailable),
-            },
+            Request::Checkout { user, item } => checkout(sale, &self.parts.numbers, now_ms, (user, item)),
             Request::Purchase { hold } => sale.purchase(now_ms, hold.number),
         };
         match decision {
-            Decision::Decided { outcome, record } => {
-                if let Outcome::Held { .. } = outcome {
-                    // Only now, and under the lock: a refusal uses up no number.
-                    self.parts.numbers.take(1);
-                }
-                let fact = record.map(|record| match record.kind {
-                    RecordKind::Hold => (record, record.expires_ms),
-                    RecordKind::Purchase => (record, sale.expires_ms(record.number)),
-                });
-                Decided { sale: terms.sale, outcome, fact }
-            }
+            Decision::Decided { outcome, record } => Decided { sale: terms.sale, outcome, fact: record },
+            // No number is left, or none that is free was found.
             Decision::NotOn { .. } | Decision::Duplicate => refused(terms.sale, Outcome::Unavailable),
         }
     }
@@ -213,14 +206,37 @@ impl EmbeddedInventory {
     }
 }
 
+/// How many numbers that are taken already one checkout passes over. A look takes less than a microsecond.
+const NUMBERS_TRIED: usize = 256;
+
+/// A checkout under the next number that the sale does not know yet. The numbers of a life start at random, so a number is taken
+/// only where the ledger was restored to an earlier time and this life started inside the numbers of a later one. Then many
+/// in a row may be taken: what one checkout has passed over is gone, and the next checkout goes on behind it.
+fn checkout(sale: &mut MemorySale, numbers: &HoldNumbers, now_ms: u64, (user, item): (Id, Id)) -> Decision {
+    for _ in 0..NUMBERS_TRIED {
+        let Some(number) = numbers.peek() else { break };
+        let decision = sale.checkout(now_ms, number, user, item);
+        // Only now, and under the lock: a refusal uses up no number.
+        match decision {
+            Decision::Duplicate => numbers.take(1),
+            Decision::Decided { outcome: Outcome::Held { .. }, .. } => {
+                numbers.take(1);
+                return decision;
+            }
+            _ => return decision,
+        };
+    }
+    Decision::Duplicate
+}
+
 /// What became of a request.
 struct Decided {
     /// The sale that was asked.
     sale: SaleId,
     /// The answer.
     outcome: Outcome,
-    /// What the ledger must keep before the answer is sent, and when its hold expires.
-    fact: Option<(Record, u64)>,
+    /// What the ledger must keep before the answer is sent.
+    fact: Option<Record>,
 }
 
 /// Takes back what `handoff` records, the newest first. A sale that is forgotten needs nothing.
@@ -290,6 +306,47 @@ mod tests {
             records.push(&record);
         }
         Box::new(Handoff { core: 0, records, acks: Vec::new() })
+    }
+
+    #[test]
+    fn a_sale_has_come_as_far_as_the_ledger_knows() {
+        let (sales, counters) = (Sales::default(), Counters::default());
+        sales.open(MemorySale::open(Terms { items: 1, ..TERMS }, [], 0));
+        let user = "u".parse().unwrap();
+        let mut state = sales.0.lock();
+        let decision = state.open[0].checkout(1_000, HoldNumber(1), user, user);
+        let Decision::Decided { record: Some(record), .. } = decision else { panic!("{decision:?}") };
+        state.unwritten.note(SaleId(1), &record);
+        state.unwritten.handed_over();
+        drop(state);
+        assert_eq!(sales.progress(SaleId(1), &counters), None, "the ledger may refuse it");
+        counters.settled.store(1, Ordering::Release);
+        let progress = Progress { sold_out_ms: Some(1_000), taken: 1, purchased: 0 };
+        assert_eq!(sales.progress(SaleId(1), &counters), Some(progress));
+    }
+
+    #[test]
+    fn a_checkout_passes_over_the_numbers_that_are_taken() {
+        let terms = Terms { items: 2_000, user_limit: 2_000, ..TERMS };
+        let (mut sale, user) = (MemorySale::open(terms, [], 0), "u".parse().unwrap());
+        let buy = |start: u64| {
+            let numbers = HoldNumbers::starting_at(1, start);
+            move |sale: &mut MemorySale| match checkout(sale, &numbers, 1_000, (user, user)) {
+                Decision::Decided { outcome: Outcome::Held { hold, .. }, .. } => Some(hold.number),
+                _ => None,
+            }
+        };
+        let before = buy(10);
+        let taken: Vec<HoldNumber> = (0..600).map(|_| before(&mut sale).unwrap()).collect();
+        // A life that starts inside the numbers of another one.
+        let life = buy(400);
+        let number = life(&mut sale).unwrap();
+        assert!(!taken.contains(&number));
+        assert_eq!(before(&mut sale).map(|number| number.0), Some(number.0 + 1));
+        // Where more are taken than one checkout passes over, a later one goes on behind them.
+        let life = buy(10);
+        let tries = (0..9).find(|_| life(&mut sale).is_some());
+        assert_eq!(tries, Some(2));
     }
 
     #[test]

@@ -248,11 +248,6 @@ impl MemorySale {
         }
     }
 
-    /// When hold `number` expires, unix milliseconds; 0 if it is not known.
-    pub fn expires_ms(&self, number: HoldNumber) -> u64 {
-        self.holds.get(&number).map_or(0, |hold| hold.expires_ms)
-    }
-
     /// Takes back what `record` states, since the ledger could not keep it. Where several are taken back, the newest
     /// goes first. The clock stays, and so does what has expired meanwhile.
     pub fn undo(&mut self, record: &Record) {

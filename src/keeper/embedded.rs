@@ -10,6 +10,7 @@ use crate::inventory::embedded::{Sales, wall_clock_ms};
 use crate::inventory::memory::MemorySale;
 use crate::inventory::{Clock, ENDED_KEPT_MS, Gate, View};
 use crate::ledger::{Ledger, LedgerError, SaleRow};
+use crate::record::Recorder;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,21 +27,23 @@ pub struct Keeper {
     settings: SaleSettings,
     sales: Sales,
     gate: Gate,
+    recorder: Arc<Recorder>,
     trouble: bool,
     warned: bool,
     milestones: Milestones,
 }
 
 impl Keeper {
-    /// A keeper that has opened the running sale and those ahead.
+    /// A keeper that has opened the running sale and those ahead. `recorder` is the way of what is decided to the ledger.
     pub fn start(
         ledger: Box<dyn Ledger>,
         settings: SaleSettings,
         sales: Sales,
         gate: Gate,
+        recorder: Arc<Recorder>,
     ) -> Result<Keeper, LedgerError> {
-        let mut keeper =
-            Keeper { ledger, settings, sales, gate, trouble: false, warned: false, milestones: Milestones::default() };
+        let milestones = Milestones::default();
+        let mut keeper = Keeper { ledger, settings, sales, gate, recorder, trouble: false, warned: false, milestones };
         keeper.round()?;
         Ok(keeper)
     }
@@ -59,8 +62,8 @@ impl Keeper {
                 }
                 Ok(()) | Err(_) => {}
             }
-            let (sales, open) = (&self.sales, self.sales.terms());
-            self.milestones.follow(wall_clock_ms(), &open, &mut |terms| sales.progress(terms.sale));
+            let (sales, counters, open) = (&self.sales, self.recorder.counters(), self.sales.terms());
+            self.milestones.follow(wall_clock_ms(), &open, &mut |terms| sales.progress(terms.sale, counters));
         }
     }
 

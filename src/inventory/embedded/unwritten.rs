@@ -12,9 +12,6 @@ use crate::domain::{HoldNumber, Id, Outcome, Record, RecordKind, Request, SaleId
 const SLOTS: usize = 4096;
 /// Slots for sales.
 const SALES: usize = 256;
-/// How long before its hold's expiry a purchase counts as a fact that the stock and the user's count rest on: undone, it
-/// frees the item once the expiry has passed. A ledger that takes longer than this for a batch counts as one that refuses.
-const NEAR_MS: u64 = 5_000;
 
 /// The numbers of the messages to the writer whose facts a refusal can rest on. The first message has the number 1.
 pub struct Unwritten {
@@ -43,18 +40,23 @@ impl Unwritten {
         self.handed += 1;
     }
 
-    /// `record` goes with the next message. `expires_ms` is when its hold expires.
-    pub fn note(&mut self, sale: SaleId, record: &Record, expires_ms: u64) {
+    /// `record` goes with the next message.
+    ///
+    /// A purchase counts for the stock and for the user's share too, although it moves no item: `Retry-After` rests on it.
+    /// What is held comes back at its hold's expiry, what is purchased does not, until the purchase is undone.
+    pub fn note(&mut self, sale: SaleId, record: &Record) {
         let next = self.handed + 1;
         self.last = next;
         if record.kind == RecordKind::Purchase {
             set(&mut *self.purchases, hold_hash(sale, record.number), next);
-            if expires_ms > record.at_ms + NEAR_MS {
-                return;
-            }
         }
         set(&mut *self.stock, sale.0, next);
         set(&mut *self.users, user_hash(sale, &record.user), next);
+    }
+
+    /// Whether all that was decided in `sale` is written or undone, as far as the stock and what is sold rest on it.
+    pub fn is_stock_settled(&self, sale: SaleId, settled: u64) -> bool {
+        get(&*self.stock, sale.0) <= settled
     }
 
     /// Whether `outcome` of `request`, which records nothing, rests on nothing that can still be undone: the writer is done
@@ -119,20 +121,21 @@ mod tests {
         let (sold_out, limit) = (Outcome::SoldOut { retry_ms: 1 }, Outcome::UserLimit { retry_ms: 1 });
         let already = Outcome::AlreadyPurchased { item: "i".parse().unwrap() };
         assert!(unwritten.is_settled(SALE, &checkout("ann"), &sold_out, 0, true));
-        // Message 1: a hold. Message 2: a purchase whose hold has long to run. Message 3: one whose hold has not.
-        unwritten.note(SALE, &record(RecordKind::Hold, 1, "ann"), 999_999);
+        // Message 1: a hold. Message 2: another user's hold.
+        unwritten.note(SALE, &record(RecordKind::Hold, 1, "ann"));
         unwritten.handed_over();
-        unwritten.note(SALE, &record(RecordKind::Purchase, 1, "ann"), 999_999);
+        unwritten.note(SALE, &record(RecordKind::Hold, 2, "bob"));
         unwritten.handed_over();
         // What is settled, and the oldest settled message at which each may be told.
         let from = |unwritten: &Unwritten, sale, request: &Request, outcome: &Outcome, refusing| {
             (0..9).find(|settled| unwritten.is_settled(sale, request, outcome, *settled, refusing)).unwrap()
         };
-        assert_eq!(from(&unwritten, SALE, &checkout("bob"), &sold_out, false), 1);
+        assert_eq!(from(&unwritten, SALE, &checkout("cid"), &sold_out, false), 2);
         assert_eq!(from(&unwritten, SaleId(7200), &checkout("bob"), &sold_out, false), 0, "another sale's stock");
         assert_eq!(from(&unwritten, SALE, &checkout("ann"), &limit, false), 1);
-        assert_eq!(from(&unwritten, SALE, &checkout("bob"), &limit, false), 0, "another user's holds");
-        assert_eq!(from(&unwritten, SALE, &purchase(1), &already, false), 2);
+        assert_eq!(from(&unwritten, SALE, &checkout("bob"), &limit, false), 2);
+        assert_eq!(from(&unwritten, SALE, &checkout("cid"), &limit, false), 0, "other users' holds");
+        assert_eq!(from(&unwritten, SALE, &purchase(1), &already, false), 0);
         assert_eq!(from(&unwritten, SALE, &purchase(2), &already, false), 0);
         for outcome in [sold_out, limit] {
             assert_eq!(from(&unwritten, SALE, &checkout("bob"), &outcome, true), 2, "all that is on its way");
@@ -140,8 +143,11 @@ mod tests {
         for outcome in [Outcome::InvalidCode, Outcome::HoldLost, Outcome::Unavailable] {
             assert_eq!(from(&unwritten, SALE, &purchase(1), &outcome, true), 0);
         }
-        unwritten.note(SALE, &record(RecordKind::Purchase, 2, "bob"), 1_000 + NEAR_MS);
+        // Message 3: a purchase. Undone, it is a hold again: the time that these refusals name would be wrong.
+        unwritten.note(SALE, &record(RecordKind::Purchase, 1, "ann"));
         assert_eq!(from(&unwritten, SALE, &checkout("cid"), &sold_out, false), 3);
-        assert_eq!(from(&unwritten, SALE, &checkout("bob"), &limit, false), 3);
+        assert_eq!(from(&unwritten, SALE, &checkout("ann"), &limit, false), 3);
+        assert_eq!(from(&unwritten, SALE, &checkout("bob"), &limit, false), 2);
+        assert_eq!(from(&unwritten, SALE, &purchase(1), &already, false), 3);
     }
 }

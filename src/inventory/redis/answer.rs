@@ -142,6 +142,7 @@ fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Check
                 again(pending, state);
                 continue;
             }
+            // It heals by itself: the whole batch's numbers are used up, so the next one has others.
             Some(CheckoutMark::Duplicate) => {
                 tracing::error!(
                     "{}: a checkout is answered 503, since its hold's number was given out before: the ledger may have been \
