@@ -63,7 +63,11 @@ impl Store {
     /// Whether the state of a sale has the ledger's `terms`.
     pub fn has_terms(&mut self, terms: &Terms) -> Result<bool, String> {
         let fields = &["items", "limit", "hold", "start", "end"][..];
-        let found: Vec<Option<String>> = self.ask(cmd("HMGET").arg(state_key(terms.sale)).arg(fields))?;
+        let found: Vec<Option<String>> = match self.ask(cmd("HMGET").arg(state_key(terms.sale)).arg(fields)) {
+            // A key of another type has no terms to change. The look at the state's condition finds it.
+            Err(why) if why.contains("WRONGTYPE") => return Ok(true),
+            found => found?,
+        };
         let wanted = [terms.items, terms.user_limit, terms.hold_ms, terms.starts_ms, terms.ends_ms];
         Ok(found.iter().zip(wanted).all(|(found, wanted)| found.as_deref() == Some(wanted.to_string().as_str())))
     }

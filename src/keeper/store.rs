@@ -267,13 +267,15 @@ impl Store {
         Ok(found)
     }
 
-    /// What `sale` has in Redis by its own clock; `None` if it has no state of this ledger that can be read.
+    /// What `sale` has in Redis by its own clock; `None` if it has no state of this ledger that can be read. What is
+    /// decided after this reading is later than its `upto_ms`.
     pub fn counts(&mut self, sale: SaleId) -> Result<Option<Counts>, String> {
         if self.ask::<String>(cmd("TYPE").arg(state_key(sale)))? != "hash" {
             return Ok(None);
         }
-        let fields = &["clock", "taken", "purchased", "apart", "ledger"][..];
-        let found: Vec<Option<String>> = self.ask(cmd("HMGET").arg(state_key(sale)).arg(fields))?;
+        let mut eval = cmd("EVAL");
+        eval.arg(scripts::COUNTS).arg(1).arg(state_key(sale)).arg(self.ledger.as_deref().unwrap_or_default());
+        let found: Vec<Option<String>> = self.ask(&eval)?;
         if self.is_foreign(found.get(4).and_then(Option::as_deref)) {
             return Ok(None);
         }

@@ -44,6 +44,24 @@ fn is_held(told: &Told) -> bool {
     matches!(told, Told::Outcome(Outcome::Held { .. }, _))
 }
 
+/// The ledger is asked for all rows up to the time of the reading: a later row must not count among them.
+#[test]
+fn what_is_decided_after_a_reading_is_later_than_it() {
+    let (mut bench, terms) = opened(9, 9);
+    let hold = |bench: &mut Bench, number: u64| match bench.take(&terms, number..number + 1, "u").as_slice() {
+        [Told::Outcome(Outcome::Held { expires_ms, .. }, _)] => expires_ms - terms.hold_ms,
+        other => panic!("{other:?}"),
+    };
+    for number in 1..5 {
+        let before_ms = hold(&mut bench, number);
+        let counts = bench.store.counts(terms.sale).unwrap().unwrap();
+        assert_eq!(counts.taken, 2 * number - 1);
+        assert!(before_ms <= counts.upto_ms, "{before_ms} {}", counts.upto_ms);
+        let after_ms = hold(&mut bench, number + 100);
+        assert!(after_ms > counts.upto_ms, "{after_ms} {}", counts.upto_ms);
+    }
+}
+
 #[test]
 fn what_found_no_place_is_expected_in_the_ledger() {
     let mut bench = Bench::start();

@@ -20,6 +20,8 @@ pub const OFFER: &str = concat!(include_str!("../../../lua/time.lua"), include_s
 
 /// Changes the terms of a sale that has not begun.
 pub const REPLAN: &str = include_str!("../../../lua/replan.lua");
+/// Reads how much a sale has.
+pub const COUNTS: &str = include_str!("../../../lua/counts.lua");
 /// Writes what decisions write, and removes it again.
 pub const PROBE: &str = include_str!("../../../lua/probe.lua");
 /// The keys of [`PROBE`]: named like a sale's, so that an ACL for sales covers them, and of no sale.
