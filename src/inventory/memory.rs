@@ -152,13 +152,15 @@ impl MemorySale {
                 found.insert(number, Hold { user, item, taken_ms, expires_ms, state });
             }
         }
-        // What is sold takes its items first; then the holds, the oldest first.
+        // What is sold takes its items first; then the holds, the oldest first, as far as the stock and the users' limits go.
         let is_held = |(_, hold): &(HoldNumber, Hold)| hold.state == HoldState::Held;
         let (mut held, settled): (Vec<_>, Vec<_>) = found.into_iter().partition(is_held);
         // Numbers rise within one life of an instance only.
         held.sort_by_key(|(number, hold)| (hold.taken_ms, *number));
         for (number, hold) in settled.into_iter().chain(held) {
-            if hold.state == HoldState::Held && sale.free() == 0 {
+            let is_full =
+                sale.free() == 0 || sale.users.get(&hold.user).is_some_and(|share| share.items() >= terms.user_limit);
+            if hold.state == HoldState::Held && is_full {
                 sale.dropped += 1;
                 continue;
             }

@@ -1,9 +1,9 @@
 //! One truth out of what the ledger and Redis each remember of a sale: pure.
 //!
-//! Owns the union per hold number, in which purchased beats expired beats held, and the fitting into the stock.
+//! Owns the union per hold number, in which purchased beats expired beats held, and the fitting into the stock and the users' limits.
 
 use crate::domain::{HoldNumber, Id, Record, RecordKind, Terms};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// What is known of one hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Union {
         moments.max().unwrap_or(0)
     }
 
-    /// The sale at `now_ms`: all purchases, and the oldest holds that the rest of the stock allows.
+    /// The sale at `now_ms`: all purchases, and the oldest holds that the rest of the stock and the users' limits allow.
     pub fn rebuild(self, terms: &Terms, now_ms: u64) -> Rebuilt {
         let clock_ms = self.latest(terms);
         let purchased = self.known.values().filter(|k| k.purchased_ms.is_some()).count() as u64;
@@ -106,6 +106,12 @@ impl Union {
         // By a clock that is behind the last one's, a hold would live again whose item has been sold since.
         let now_ms = now_ms.max(clock_ms);
         let room = terms.items.saturating_sub(rebuilt.purchased);
+        // What each user has purchased, then also what the user holds: a hold that an earlier rebuild had no room for must not
+        // come back beside the one that took its share.
+        let mut users: HashMap<Id, u64> = HashMap::new();
+        for known in self.known.values().filter(|known| known.purchased_ms.is_some()) {
+            *users.entry(known.user).or_default() += 1;
+        }
         // Numbers start at a random place in each life of an instance, so they are no order of age.
         let mut by_age: Vec<_> = self.known.into_iter().collect();
         by_age.sort_unstable_by_key(|(number, known)| (known.taken_ms, *number));
@@ -113,8 +119,9 @@ impl Union {
             let place = match known.purchased_ms {
                 Some(_) => Place::Purchased,
                 None if known.expires_ms <= now_ms => Place::Expired,
-                None if rebuilt.held < room => {
+                None if rebuilt.held < room && users.get(&known.user).is_none_or(|n| *n < terms.user_limit) => {
                     rebuilt.held += 1;
+                    *users.entry(known.user).or_default() += 1;
                     Place::Held
                 }
                 None => {
@@ -194,6 +201,19 @@ mod tests {
         assert_eq!((rebuilt.held, rebuilt.purchased), (2, 1));
         assert_eq!(rebuilt.misfits.iter().map(|m| m.0).collect::<Vec<_>>(), [3, 4]);
     }
+    #[test]
+    fn a_users_limit_binds_holds_and_purchases_together() {
+        let terms = Terms { sale: SaleId(0), items: 9, user_limit: 2, hold_ms: 10, starts_ms: 0, ends_ms: 1000 };
+        let mut union = Union::default();
+        union.ledger(1, known(60, None));
+        union.ledger(2, known(60, None));
+        union.ledger(3, known(60, Some(20)));
+        union.ledger(4, known(40, None));
+        let rebuilt = union.rebuild(&terms, 50);
+        assert_eq!((rebuilt.held, rebuilt.purchased), (1, 1));
+        assert_eq!(rebuilt.misfits.iter().map(|m| m.0).collect::<Vec<_>>(), [2]);
+    }
+
     #[test]
     fn the_newest_holds_find_no_item_whatever_their_numbers() {
         let terms = Terms { sale: SaleId(0), items: 1, user_limit: 9, hold_ms: 10, starts_ms: 0, ends_ms: 1000 };
