@@ -27,6 +27,7 @@ ENV DATA_DIR=/data
 VOLUME /data
 EXPOSE 8080
 # Whether the process answers on ADMIN_ADDR, not whether it can sell: while Redis is away a new container would not sell
-# either, and ending this one would lose what it still carries.
+# either, and ending this one would lose what it still carries. Reads ADMIN_ADDR from the environment, not from the flags
+# of the service: set it with `-e ADMIN_ADDR=...`.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=15s CMD ["flashsale", "health", "--live"]
 ENTRYPOINT ["flashsale"]

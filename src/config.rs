@@ -265,15 +265,16 @@ fn misspelt_variables() -> Vec<(String, String)> {
 /// The levels that a filter may have.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// A filter without blanks around its parts. The library takes any word for the name of a module, blanks included,
-/// and would then log nothing of what was asked for.
+/// A filter without blanks around its parts, each of which is a level or begins with a module of this program. The library
+/// takes any word for the name of a module, and would then log nothing of what was asked for. Nor does it do so for
+/// modules of other programs.
 fn log_filter(filter: &str) -> Option<String> {
     let parts: Vec<&str> = filter.split(',').map(str::trim).collect();
     let is_good = |part: &&str| {
-        let in_braces = part.contains(['[', ']', '{', '}']);
-        let names_something =
-            LEVELS.iter().any(|level| part.eq_ignore_ascii_case(level)) || part.starts_with("flashsale");
-        in_braces || (!part.contains(char::is_whitespace) && (part.contains('=') || names_something))
+        let is_level = LEVELS.iter().any(|level| part.eq_ignore_ascii_case(level));
+        let module_ends = |rest: &str| rest.is_empty() || rest.starts_with("::") || rest.starts_with(['=', '[']);
+        let is_ours = part.strip_prefix("flashsale").is_some_and(module_ends);
+        is_level || (is_ours && (part.contains('[') || !part.contains(char::is_whitespace)))
     };
     let filter = parts.join(",");
     let good = parts.iter().all(is_good) && tracing_subscriber::EnvFilter::try_new(&filter).is_ok();

@@ -55,12 +55,27 @@ struct Running {
     what: String,
 }
 
-/// Runs until a signal, or until a part panics that it cannot do without. `Err` is why it could not start, in a line.
-pub fn run(config: Config) -> Result<ExitCode, String> {
+/// Why the process did not start, in a line.
+pub enum Failure {
+    /// A setting is wrong: another start with the same settings fails as well.
+    Setting(String),
+    /// A server, a port, a file or the operating system refused: another start may succeed.
+    Start(String),
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Failure {
+        Failure::Start(why)
+    }
+}
+
+/// Runs until a signal, or until a part panics that it cannot do without. `Err` is why it could not start.
+pub fn run(config: Config) -> Result<ExitCode, Failure> {
     let signals = Signals::listen()?;
     // Logging never blocks a core: a thread of its own writes, and what it cannot keep up with is dropped.
     let (log, _flush) = tracing_appender::non_blocking(std::io::stderr());
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log).map_err(|e| format!("LOG: {e}"))?;
+    let filter =
+        tracing_subscriber::EnvFilter::try_new(&config.log).map_err(|e| Failure::Setting(format!("LOG: {e}")))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(log).with_ansi(false).init();
 
     for (name, setting) in &config.misspelt {
@@ -70,7 +85,7 @@ pub fn run(config: Config) -> Result<ExitCode, String> {
     }
     let catalog = match &config.catalog_file {
         None => Catalog::generated(""),
-        Some(path) => Catalog::from_file(path).map_err(|e| format!("CATALOG_FILE: {e}"))?,
+        Some(path) => Catalog::from_file(path).map_err(|e| Failure::Setting(format!("CATALOG_FILE: {e}")))?,
     };
     let cannot = |names: &str, address: SocketAddr, e| format!("{names}: cannot listen on {address}: {e}");
     let no_port = |e: std::io::Error| cannot("SERVER_PORT, BIND_ADDR", config.address, e);
@@ -214,8 +229,9 @@ fn start_distributed(
     postgres_dsn: &str,
     (cores, vitals): (Cores, &Vitals),
     mailboxes: &Arc<Vec<Mailbox>>,
-) -> Result<Running, String> {
-    let settings = parse_dsn(postgres_dsn).map_err(|e| format!("POSTGRES_DSN: {e}; expected {DSN_FORM}"))?;
+) -> Result<Running, Failure> {
+    let wrong = |e| Failure::Setting(format!("POSTGRES_DSN: {e}; expected {DSN_FORM}"));
+    let settings = parse_dsn(postgres_dsn).map_err(wrong)?;
     let where_ledger = settings.describe();
     let (ledger, codes, instance) = reach_both(&target, &settings, &where_ledger)?;
     let (recorder, inbox) = record::channel(CHANNEL_MESSAGES);

@@ -20,9 +20,6 @@ use std::time::Duration;
 /// How long a shopper's connection may be silent: longer than load balancers keep theirs (60 s), so that they close first.
 const IDLE: Duration = Duration::from_secs(75);
 
-/// What a client is told to wait after `unavailable`, in seconds: recoveries take about this long.
-const UNAVAILABLE_RETRY: u64 = 1;
-
 /// The headers of a picture: it never changes for an id unless a new version draws it differently, and it may
 /// neither be taken for a page nor load anything.
 const PICTURE_HEADERS: &str = "Cache-Control: public, max-age=86400\r\nX-Content-Type-Options: nosniff\r\n\
@@ -159,7 +156,9 @@ impl Service for Shop {
                 to.refuse(400, Extra::None, "invalid_request", &message);
             }
             Answer::Options => to.no_content(Extra::Lines("Allow: GET, HEAD, POST, OPTIONS\r\n")),
-            Answer::Draining => to.refuse(503, Extra::None, "unavailable", "this instance is about to end"),
+            Answer::Draining => {
+                to.refuse(503, Extra::retry_soon(), "unavailable", "this instance is about to end");
+            }
             Answer::UnknownItem => to.refuse(400, Extra::None, "unknown_item", "the catalogue has no such item"),
             Answer::Picture(id) => {
                 let svg = crate::catalog::svg(id, &self.catalog.name(id));
@@ -235,8 +234,7 @@ impl Shop {
                 to.refuse(409, Extra::None, "sold_out", "this code's hold was lost and its item is gone");
             }
             Outcome::Unavailable => {
-                let retry = Extra::RetryAfter(UNAVAILABLE_RETRY);
-                to.refuse(503, retry, "unavailable", "no decision is possible at the moment, try again");
+                to.refuse(503, Extra::retry_soon(), "unavailable", "no decision is possible at the moment, try again");
             }
         }
     }

@@ -45,6 +45,8 @@ pub enum Answer {
     Health,
     /// `GET /metrics`
     Metrics,
+    /// To a tool that asks whether this is a server.
+    Options,
     /// No such path.
     NotFound,
     /// Not a method of this path.
@@ -128,6 +130,7 @@ impl Service for Admin {
             ("/health", Method::Get | Method::Head) => Answer::Health,
             ("/metrics", Method::Get | Method::Head) => Answer::Metrics,
             ("/health" | "/metrics", _) => Answer::WrongMethod,
+            ("*" | "/", Method::Other("OPTIONS")) => Answer::Options,
             _ => Answer::NotFound,
         })
     }
@@ -158,6 +161,7 @@ impl Service for Admin {
             }
             Answer::Health => to.refuse(503, Extra::None, "unavailable", "nothing can be sold at the moment"),
             Answer::Metrics => to.text(200, METRICS_TYPE, Extra::None, &self.metrics()),
+            Answer::Options => to.no_content(Extra::Lines("Allow: GET, HEAD, OPTIONS\r\n")),
             Answer::NotFound => to.refuse(404, Extra::None, "not_found", "there are /health and /metrics"),
             Answer::WrongMethod => {
                 to.refuse(405, Extra::Lines("Allow: GET, HEAD\r\n"), "method_not_allowed", "this path is read only");

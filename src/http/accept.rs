@@ -6,6 +6,7 @@
 //! Leaves serving to the connections.
 
 use super::connection::Connection;
+use super::response::Responder;
 use super::service::Service;
 use super::side::{Common, CoreServer, Phase, Shared};
 use crate::core::{Bell, Watched};
@@ -45,10 +46,6 @@ const QUIET_PERIOD: Duration = Duration::from_secs(10);
 
 /// How long handshakes that have begun may take until the socket is closed: a round trip to most places.
 const LAST_HANDSHAKES: Duration = Duration::from_millis(200);
-
-/// Said to a connection that is one too many, before its request is read.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 64\r\n\
-    Retry-After: 1\r\nConnection: close\r\n\r\n{\"error\":\"unavailable\",\"message\":\"too many connections at once\"}";
 
 /// The acceptor: what its coroutine works with.
 pub(super) struct Acceptor<S> {
@@ -173,9 +170,13 @@ impl<S: Service> Acceptor<S> {
     fn refuse(&self, socket: OwnedFd, side: Arc<CoreServer<S>>) -> io::Result<()> {
         self.common.refused.fetch_add(1, Ordering::Relaxed);
         if self.common.refusing.load(Ordering::Relaxed) >= refused_at_once(self.common.max_connections) {
-            let _ = rustix::net::send(&socket, FULL, rustix::net::SendFlags::NOSIGNAL);
+            // Counts for the core that it runs on: the acceptor's.
+            let Some(side) = self.sides.get(self.core) else { return Ok(()) };
+            let (date, answers) = (side.date(), side.answers());
+            let (out, scratch) = (&mut Vec::new(), &mut Vec::new());
+            Responder { out, scratch, answers, date: &date, keep_alive: false, http_11: true, head_only: false }.full();
+            let _ = rustix::net::send(&socket, out, rustix::net::SendFlags::NOSIGNAL);
             let _ = rustix::io::read(&socket, &mut [0; 4096]);
-            self.sides.get(self.core).inspect(|side| side.answers().count(503));
             return Ok(());
         }
         self.common.refusing.fetch_add(1, Ordering::Relaxed);
@@ -184,9 +185,8 @@ impl<S: Service> Acceptor<S> {
             let _counted = counted;
             let common = side.common.clone();
             contain(&common, || {
-                side.answers().count(503);
                 let Some((connection, _listed)) = open(side, socket) else { return };
-                connection.refuse(FULL);
+                connection.refuse();
             });
         })
     }

@@ -136,8 +136,10 @@ impl<S: Service> Connection<S> {
     }
 
     /// Tells the peer that there is no room for it.
-    pub(super) fn refuse(mut self, answer: &[u8]) {
-        self.output.extend_from_slice(answer);
+    pub(super) fn refuse(mut self) {
+        let date = self.server.date();
+        let (out, scratch, answers) = (&mut self.output, &mut self.scratch, self.server.answers());
+        Responder { out, scratch, answers, date: &date, keep_alive: false, http_11: true, head_only: false }.full();
         if self.send().is_ok() {
             self.linger();
         }

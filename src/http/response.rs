@@ -37,6 +37,14 @@ pub enum Extra {
     None,
 }
 
+impl Extra {
+    /// `Retry-After` of one or two seconds, at random: recoveries take about this long, and the clients of an outage do
+    /// not all return in the same second. Draws from the thread's own generator: no allocation, no lock.
+    pub fn retry_soon() -> Extra {
+        Extra::RetryAfter(fastrand::u64(1..=2))
+    }
+}
+
 impl Responder<'_> {
     /// A JSON response; `body` appends its text.
     pub fn json(&mut self, status: u16, extra: Extra, body: impl FnOnce(&mut Vec<u8>)) {
@@ -69,6 +77,11 @@ impl Responder<'_> {
                 body.extend_from_slice(part.as_bytes());
             }
         });
+    }
+
+    /// The answer to a connection that is one too many, before its request is read.
+    pub fn full(&mut self) {
+        self.refuse(503, Extra::retry_soon(), "unavailable", "too many connections at once");
     }
 
     /// The answer to what is not a request.

@@ -79,6 +79,11 @@ impl Stop<'_> {
             end = end.min(Instant::now() + SHUTDOWN_TIMEOUT);
         }
         self.finish(end);
+        let panicked = panicked.or_else(|| {
+            let what = self.panics.try_recv().ok()?;
+            tracing::error!("{what}: while this instance was ending");
+            Some(what)
+        });
         let complete = report(self.running.recorder.counters(), begun);
         match (panicked, complete) {
             (Some(_), _) => ExitCode::from(PANICKED),
@@ -100,6 +105,8 @@ impl Stop<'_> {
         let _ = self.running.stop_keeper.send(());
         let _ = self.running.recorder.sender().send_deadline(Message::Finish, end);
         wait(end, || self.running.writer.is_finished() && self.running.keeper.is_finished());
+        // The ledger's word has reached the cores: they may still have to send the answers that waited for it.
+        wait(end, || self.server.is_closed());
     }
 }
 

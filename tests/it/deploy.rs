@@ -60,10 +60,12 @@ fn the_unit_gives_the_service_the_time_that_it_takes_to_end() {
     };
     let compose = read("docker-compose.yml");
     let grace = compose.lines().find_map(|line| line.trim().strip_prefix("stop_grace_period: ")).unwrap();
+    let grace = grace.strip_prefix("${STOP_GRACE_PERIOD:-").and_then(|rest| rest.strip_suffix("s}")).unwrap();
     // An orderly end, and the time in which a load balancer notices it.
-    for given in [seconds("TimeoutStopSec="), grace.trim_end_matches('s').parse().unwrap()] {
+    for given in [seconds("TimeoutStopSec="), grace.parse().unwrap()] {
         assert!(given >= 10 + 10, "{given}");
     }
+    assert_eq!(seconds("RestartPreventExitStatus="), 2, "a wrong setting");
     // Connections up to their bound, and what else is open.
     assert!(seconds("LimitNOFILE=") >= 32_000 + 2_000);
 }

@@ -114,7 +114,7 @@ fn an_embedded_ledger_is_backed_up_while_it_runs_and_restored() {
     let Ledger::Sqlite(path) = &ledger else { panic!("embedded") };
     let data = ("./data", path.parent().unwrap().display().to_string());
     let scratch = process::temp_dir();
-    let backup = ("./ledger-backup.db", scratch.path().join("backup.db").display().to_string());
+    let backup = ("./ledger-backup", scratch.path().join("backup").display().to_string());
     let aside = ("./before-restore", scratch.path().join("aside").display().to_string());
 
     let first = buy(&app, "first");
