@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.as_slice() {
         [] => {
-            cases::all().iter().for_each(|case| println!("{}\t{}", case.batch, case.name));
+            cases::of("").iter().for_each(|case| println!("{}\t{}", case.batch, case.name));
             ExitCode::SUCCESS
         }
         [name, times] => run(name, times),
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
 }
 
 fn run(name: &str, times: &str) -> ExitCode {
-    let Some(mut case) = cases::all().into_iter().find(|case| case.name == name) else {
+    let Some(mut case) = cases::of(name).into_iter().find(|case| case.name == name) else {
         return fail(&format!("there is no case '{name}'"));
     };
     let Ok(times) = times.parse::<u64>() else { return fail(&format!("'{times}' is not a number")) };
