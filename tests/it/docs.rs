@@ -210,6 +210,7 @@ fn the_answers_that_are_named_exist() {
         let word = row[2].split('`').nth(1).unwrap();
         let written = service.contains(&format!("{}, Extra::None, \"{word}\"", row[1]))
             || service.contains(&format!("{}, retry, \"{word}\"", row[1]))
+            || service.contains(&format!("{}, Extra::retry_soon(), \"{word}\"", row[1]))
             || service.contains(&format!("{{\\\"error\\\":\\\"{word}\\\""));
         assert!(written, "{} {word}", row[1]);
         named += 1;
