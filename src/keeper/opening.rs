@@ -113,7 +113,7 @@ impl Keeper {
             self.doubt.get_or_insert(format!("another instance has raised the epoch to {}", current.number));
             return Err("another instance has raised the epoch".into());
         }
-        self.claim(&current)?;
+        self.claim()?;
         let mut rows = self.rows(now_ms)?;
         if current.identity.is_empty() {
             if rows.iter().any(|row| row.opened && row.terms.ends_ms > now_ms) {

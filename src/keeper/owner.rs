@@ -11,7 +11,7 @@ use super::store::Store;
 use crate::domain::SaleId;
 use crate::inventory::identity;
 use crate::inventory::redis::scripts::state_key;
-use crate::ledger::{Epoch, LedgerId};
+use crate::ledger::LedgerId;
 use redis::{Pipeline, cmd};
 use std::collections::HashMap;
 
@@ -37,7 +37,6 @@ pub(super) struct Found {
     pub sale: SaleId,
     /// The sale's end, unix milliseconds.
     pub ends_ms: u64,
-    pub epoch: u64,
     /// The ledger that it was built for; `None` if an earlier version built it.
     pub ledger: Option<String>,
 }
@@ -54,7 +53,11 @@ impl Store {
     pub fn identity(&mut self) -> Result<String, String> {
         let mut pipe = Pipeline::new();
         pipe.cmd("INFO").arg("server").arg("replication").cmd("GET").arg(OWNER_KEY);
-        let (info, owner): (String, Option<String>) = self.run(|connection| pipe.query(connection))?;
+        let (info, owner): (String, Option<String>) = match self.run(|connection| pipe.query(connection)) {
+            // No instance has written that: the next claim replaces it.
+            Err(why) if why.contains("WRONGTYPE") => (self.ask(cmd("INFO").arg("server").arg("replication"))?, None),
+            answer => answer?,
+        };
         let identity = identity(&info).map_err(|e| {
             self.reconnect();
             format!("Redis at {}: {e}", self.name())
@@ -89,6 +92,10 @@ impl Store {
     /// Names this ledger as the database's owner, unless another one was first.
     fn take_ownership(&mut self) -> Result<(), String> {
         let Some(ours) = self.ledger.clone() else { return Ok(()) };
+        if !matches!(self.ask::<String>(cmd("TYPE").arg(OWNER_KEY))?.as_str(), "string" | "none") {
+            tracing::warn!("the key {OWNER_KEY} in Redis is of another type: it is replaced");
+            self.run(|connection| cmd("UNLINK").arg(OWNER_KEY).exec(connection))?;
+        }
         self.run(|connection| cmd("SET").arg(OWNER_KEY).arg(ours).arg("NX").exec(connection))?;
         self.identity().map(drop)
     }
@@ -97,11 +104,10 @@ impl Store {
     pub(super) fn states(&mut self) -> Result<Vec<Found>, String> {
         let mut states = Vec::new();
         for sale in self.sales_with_states()? {
-            let fields = &["end", "epoch", "ledger"][..];
+            let fields = &["end", "ledger"][..];
             let found: Vec<Option<String>> = self.ask(cmd("HMGET").arg(state_key(sale)).arg(fields))?;
-            let number = |at: usize| found.get(at)?.as_deref()?.parse::<u64>().ok();
-            if let (Some(ends_ms), Some(epoch)) = (number(0), number(1)) {
-                states.push(Found { sale, ends_ms, epoch, ledger: found.get(2).cloned().flatten() });
+            if let Some(ends_ms) = found.first().and_then(|text| text.as_deref()?.parse().ok()) {
+                states.push(Found { sale, ends_ms, ledger: found.get(1).cloned().flatten() });
             }
         }
         Ok(states)
@@ -116,14 +122,14 @@ impl Store {
 impl Keeper {
     /// Claims a database that names no ledger, under the openers' lock. `Err` if it holds states that are not this
     /// ledger's, or if nothing shows that they are.
-    pub(super) fn claim(&mut self, fence: &Epoch) -> Result<(), String> {
+    pub(super) fn claim(&mut self) -> Result<(), String> {
         if *self.store.owner() != Owner::Nobody {
             return Ok(());
         }
         for found in self.store.states()? {
             let whose = match &found.ledger {
                 Some(theirs) if self.store.is_foreign(Some(theirs)) => format!("of the ledger {theirs}"),
-                None if !self.recognises(&found, fence)? => {
+                None if !self.recognises(&found)? => {
                     // An earlier version's states do not say whose they are, so they would be taken for this ledger's.
                     format!(
                         "of an unknown ledger (remove the keys of {} first, unless they are this ledger's)",
@@ -140,8 +146,8 @@ impl Keeper {
     }
 
     /// Whether a state that an earlier version built is this ledger's: it holds something that the ledger has on record, or
-    /// it holds nothing and this ledger's fence says that it was opened on this very Redis.
-    fn recognises(&mut self, found: &Found, fence: &Epoch) -> Result<bool, String> {
+    /// it holds nothing and this ledger has opened that sale with the same terms.
+    fn recognises(&mut self, found: &Found) -> Result<bool, String> {
         let (mut sample, mut cursor) = (HashMap::new(), 0);
         loop {
             let each = &mut |number, known: Known| {
@@ -157,8 +163,10 @@ impl Keeper {
                 // Nothing is sold from it, and nothing was.
                 return Ok(true);
             }
-            let identity = self.store.identity()?;
-            return Ok(found.epoch == fence.number && (fence.identity.is_empty() || identity == fence.identity));
+            // Redis may have been restarted since, and an opener may have died: so neither its identity nor the epoch counts.
+            let rows = self.ledger.sales(found.ends_ms.saturating_sub(1)).map_err(|e| e.to_string())?;
+            let row = rows.iter().find(|row| row.opened && row.terms.sale == found.sale);
+            return row.map_or(Ok(false), |row| self.store.has_terms(&row.terms));
         };
         let mut is_known = false;
         let each = &mut |row: crate::ledger::HoldRow| is_known |= sample.get(&row.number.0) == Some(&row.user);

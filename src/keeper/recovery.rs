@@ -116,7 +116,7 @@ impl Keeper {
             self.store.reconnect();
             identity = self.store.identity()?;
         }
-        self.claim(&current)?;
+        self.claim()?;
         let now_ms = self.store.now_ms()?;
         let opened: Vec<Terms> = self
             .rows(now_ms)?

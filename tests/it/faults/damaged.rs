@@ -58,3 +58,18 @@ fn numbers_that_are_none() {
         });
     }
 }
+
+#[test]
+fn the_owners_name_of_another_type() {
+    let stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let app = with_terms(stack.app(), &terms).start();
+    let owner = "{sale:owner}:ledger";
+    let redis = stack.redis_ref();
+    redis.run(&["DEL", owner]);
+    redis.run(&["RPUSH", owner, "x"]);
+    let is_string = || matches!(redis.run(&["TYPE", owner]), redis::Value::SimpleString(name) if name == "string");
+    poll("an owner", GOING_ON, || is_string().then_some(()));
+    sells_at(app.addr(), &history);
+    app.says("is of another type: it is replaced", GOING_ON);
+}

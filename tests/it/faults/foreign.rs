@@ -77,8 +77,8 @@ fn an_instance_whose_redis_is_given_away_stops() {
     codes_still_work(&[app.addr()], &history);
 }
 
-#[test]
-fn states_of_an_earlier_version_are_adopted_by_their_own_ledger() {
+/// States that name no ledger, with and without a restart of Redis since their epoch was opened.
+fn states_of_an_earlier_version(was_restarted: bool) {
     let mut stack = Stack::new(Mode::Distributed);
     let (terms, history) = (plenty(), History::default());
     let mut app = with_terms(stack.app(), &terms).start();
@@ -94,10 +94,24 @@ fn states_of_an_earlier_version_are_adopted_by_their_own_ledger() {
     let other = Postgres::start();
     let failure = stranger(&stack, &other, &terms).run_to_failure();
     assert!(failure.code == 1 && failure.stderr.contains("unknown ledger"), "{}", failure.stderr);
+    if was_restarted {
+        // The same as a new run id, for an instance that starts.
+        stack.postgres().client().execute("UPDATE ledger_fence SET identity = 'another/one'", &[]).unwrap();
+    }
     let app = with_terms(stack.app(), &terms).start();
     codes_still_work(&[app.addr()], &history);
     audit::check(&history, &stack.ledger(), &terms);
-    assert!(!app.last_words().contains("rebuilding"));
+    assert_eq!(app.last_words().contains("rebuilding"), was_restarted);
+}
+
+#[test]
+fn states_of_an_earlier_version_are_adopted_by_their_own_ledger() {
+    states_of_an_earlier_version(false);
+}
+
+#[test]
+fn states_of_an_earlier_version_are_adopted_after_redis_was_restarted() {
+    states_of_an_earlier_version(true);
 }
 
 #[test]
