@@ -5,7 +5,7 @@
 -- Reply  'K' opened, 'E <epoch>' a newer epoch is there, 'O' this epoch sells there already, 'N' nothing of this epoch
 --        was built; nothing was changed by the last three
 -- Holds  the state sells from now on, with free + held + purchased = items; what sells is never replaced under its
---        own epoch: whoever was frozen between building and opening has built something old. What is no state at all
+--        own epoch: an instance that was frozen between building and opening has built an old state. What is no state at all
 --        (another type, an epoch that no ledger gives out), or another ledger's, is replaced
 
 local there = {}

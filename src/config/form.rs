@@ -30,7 +30,7 @@ pub const fn text<T>(expected: &'static str, read: Read<T>) -> Text<T> {
     Text { expected, read, secret: false }
 }
 
-/// Text that may hold a password. Its form is checked by whoever uses it.
+/// Text that may hold a password. The module that uses the text checks its form.
 pub const fn secret(expected: &'static str) -> Text<String> {
     Text { expected, read: |value| Some(value.to_owned()), secret: true }
 }

@@ -1,7 +1,7 @@
 //! Sales: their ids and terms, and how both are written for people.
 //!
-//! Owns the words of log lines and errors for a sale: its id, and beside it its times in UTC (RFC 3339), since nobody
-//! reads unix seconds. Pure.
+//! Owns the words of log lines and errors for a sale: its id, and beside it its times in UTC (RFC 3339), since people
+//! do not read unix seconds. Pure.
 
 use std::fmt;
 

@@ -335,7 +335,7 @@ impl<S: Service> Connection<S> {
                 Ok(0) => return Err(Ended),
                 Ok(_) if self.input.len() == self.input.capacity() => {
                     self.full_reads += 1;
-                    // Whoever sends as much at once is read from in larger pieces.
+                    // The client sends much at once: the connection reads from it in larger pieces.
                     let _ = self.grow();
                     return Ok(());
                 }

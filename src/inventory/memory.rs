@@ -52,7 +52,7 @@ impl Share {
         self.held + self.purchased
     }
 
-    /// The count that a hold of `state` belongs to; an expired one is nobody's.
+    /// The count that a hold of `state` belongs to; an expired hold counts for no user.
     fn count(&mut self, state: HoldState) -> Option<&mut u64> {
         match state {
             HoldState::Held => Some(&mut self.held),

@@ -61,7 +61,7 @@ pub struct View {
     /// Whether anything may be sold: not before the first opening, and not while a loss is suspected.
     pub selling: bool,
     /// Whether the inventory answered the keeper when it looked last, and took writes. The cores find out by themselves;
-    /// this is for those who ask while nobody shops.
+    /// this is for health checks while no request comes.
     pub reachable: bool,
     /// The sales that have been opened and have not ended more than [`ENDED_KEPT_MS`] ago, by their start.
     pub sales: Vec<Terms>,

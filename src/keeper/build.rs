@@ -1,7 +1,7 @@
 //! Building a sale's state in Redis beside what is there, and putting it in place.
 //!
 //! Invariants: what is being built disappears by itself unless it is opened; what sells is never replaced under its own
-//! epoch (`lua/open.lua`). Many commands go out per round trip: while a sale is rebuilt nobody can buy, and the link to
+//! epoch (`lua/open.lua`). Many commands go out per round trip: no instance sells while a sale is rebuilt, and the link to
 //! Redis may be a slow one. Refuses to decide when anything is built.
 
 use super::layout::{queue_entry, write_record, write_share};
@@ -20,7 +20,7 @@ const TRIP: usize = 20_000;
 const _: () = assert!(TRIP.is_multiple_of(CHUNK));
 
 impl Store {
-    /// Builds `sale`'s state for `epoch` beside what is there, under names that nobody else uses. [`Store::open`] puts
+    /// Builds `sale`'s state for `epoch` beside what is there, under names that no other instance uses. [`Store::open`] puts
     /// it in place. `alive` is asked after each chunk.
     pub fn build(
         &mut self,

@@ -42,7 +42,7 @@ impl Keeper {
         self.follow_newer_settings(&rows, now_ms);
         let mut missing = self.epoch.identity.is_empty()
             || self.settings_due
-            || *self.store.owner() == Owner::Nobody
+            || *self.store.owner() == Owner::Unclaimed
             || next_terms(&known, now_ms, &self.settings).is_some();
         for (nth, row) in rows.iter().filter(|row| row.terms.ends_ms > now_ms).enumerate() {
             if self.open.contains(&row.terms) {

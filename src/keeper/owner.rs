@@ -25,7 +25,7 @@ pub enum Owner {
     #[default]
     Unknown,
     /// It names no ledger: it is new, was emptied, or was used by an earlier version only.
-    Nobody,
+    Unclaimed,
     /// This ledger.
     Ours,
     /// The ledger of this identity.
@@ -63,7 +63,7 @@ impl Store {
             format!("Redis at {}: {e}", self.name())
         })?;
         self.owner = match (owner, &self.ledger) {
-            (None, _) => Owner::Nobody,
+            (None, _) => Owner::Unclaimed,
             (Some(owner), Some(ours)) if owner != *ours => Owner::Other(owner),
             (Some(_), _) => Owner::Ours,
         };
@@ -123,7 +123,7 @@ impl Keeper {
     /// Claims a database that names no ledger, under the openers' lock. `Err` if it holds states that are not this
     /// ledger's, or if nothing shows that they are.
     pub(super) fn claim(&mut self) -> Result<(), String> {
-        if *self.store.owner() != Owner::Nobody {
+        if *self.store.owner() != Owner::Unclaimed {
             return Ok(());
         }
         for found in self.store.states()? {

@@ -98,7 +98,7 @@ impl Stop<'_> {
         self.server.drain();
         self.server.close();
         wait(end - time * 2 / 3, || self.server.is_closed());
-        // Whoever is still connected gets no new decision; those under way are still handed over.
+        // Clients that are still connected get no new decision. Decisions under way are still handed over.
         self.shop.close();
         let undecided = || self.cores.all().map(|core| self.running.inventory.undecided(core)).sum::<usize>();
         wait(end - time / 3, || undecided() == 0);
