@@ -10,7 +10,7 @@ mod misspelt;
 
 pub use health::HealthCheck;
 
-use crate::redis::target::Target;
+use crate::redis_wire::endpoint::RedisEndpoint;
 use clap::{CommandFactory, Parser};
 use form::{AnyPath, secret, text, whole};
 use std::net::{IpAddr, SocketAddr};
@@ -152,7 +152,7 @@ pub enum Backends {
     /// Redis and Postgres.
     Distributed {
         /// Redis.
-        redis: Arc<Target>,
+        redis: Arc<RedisEndpoint>,
         /// Postgres, as given.
         postgres_dsn: String,
     },
@@ -213,7 +213,9 @@ impl Config {
             (Some(_), None) => return Err("REDIS_ADDR is set but POSTGRES_DSN is not: set both, or neither".into()),
             (None, Some(_)) => return Err("POSTGRES_DSN is set but REDIS_ADDR is not: set both, or neither".into()),
             (Some(redis), Some(postgres_dsn)) => Backends::Distributed {
-                redis: Arc::new(Target::parse(redis).map_err(|e| format!("REDIS_ADDR: {e}; expected {REDIS_FORM}"))?),
+                redis: Arc::new(
+                    RedisEndpoint::parse(redis).map_err(|e| format!("REDIS_ADDR: {e}; expected {REDIS_FORM}"))?,
+                ),
                 postgres_dsn,
             },
         };

@@ -1,6 +1,6 @@
 //! A flash-sale engine.
 //!
-//! A request's way: [`http`] reads it on its core, [`service`] knows what it means, [`inventory`] decides it, and
+//! A request's way: [`http`] reads it on its worker, [`service`] knows what it means, [`inventory`] decides it, and
 //! [`record`] hands the fact over to the [`ledger`]. The [`keeper`] opens sales and watches the servers. Who may
 //! import whom stands in ARCHITECTURE.md.
 
@@ -11,12 +11,12 @@ pub mod admin;
 pub mod catalog;
 pub mod code;
 pub mod config;
-pub mod core;
 pub mod domain;
 pub mod http;
 pub mod inventory;
 pub mod keeper;
 pub mod ledger;
 pub mod record;
-pub mod redis;
+pub mod redis_wire;
 pub mod service;
+pub mod worker;

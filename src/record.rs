@@ -1,11 +1,11 @@
-//! The way of a record from the core that decided it to the ledger's writer, and back.
+//! The way of a record from the worker that decided it to the ledger's writer, and back.
 //!
-//! Owns the messages, the bounded channel and the recycling of buffers. Invariant: handing over never blocks a core
+//! Owns the messages, the bounded channel and the recycling of buffers. Invariant: handing over never blocks a worker
 //! and never grows: what finds the channel full is refused, for reconciliation to pick up. Refuses to know who
 //! decides and who writes.
 
-use crate::core::{Bell, Ticket, Waiter};
 use crate::domain::{Outcome, Records, SaleId};
+use crate::worker::{Bell, Ticket, Waiter};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -24,16 +24,16 @@ pub struct Ack {
 
 /// Records on their way to the ledger, with the answers that wait for them.
 pub struct Handoff {
-    /// The core that decided them.
-    pub core: usize,
+    /// The worker that decided them.
+    pub worker: usize,
     /// The facts.
     pub records: Records,
-    /// Who waits for them; they go back to the core when there is any.
+    /// Who waits for them; they go back to the worker when there is any.
     pub acks: Vec<Ack>,
 }
 
 /// Undoes decisions that the ledger did not keep.
-pub trait TakeBack: Send + Sync {
+pub trait Undo: Send + Sync {
     /// Undoes what `refused` states, the newest first. `rest` adds to it what was handed over since: it is called once,
     /// while nothing more can be decided, since what was decided meanwhile may build on what is undone.
     fn take_back(&self, refused: &mut Vec<Box<Handoff>>, rest: &mut dyn FnMut(&mut Vec<Box<Handoff>>));
@@ -49,7 +49,7 @@ pub enum Message {
     Finish,
 }
 
-/// Handoffs that come back to a core from the writer.
+/// Handoffs that come back to a worker from the writer.
 pub struct Mailbox {
     sender: Sender<(Box<Handoff>, bool)>,
     receiver: Receiver<(Box<Handoff>, bool)>,
@@ -79,7 +79,7 @@ impl Mailbox {
         &self.bell
     }
 
-    /// On the core: the next one that came back.
+    /// On the worker: the next one that came back.
     pub fn take(&self) -> Option<(Box<Handoff>, bool)> {
         self.receiver.try_recv().ok()
     }
@@ -120,7 +120,7 @@ pub struct Counters {
 /// A ledger that takes longer than this for a batch is as good as one that refuses: the answers run out of time.
 const STUCK: Duration = Duration::from_secs(2);
 
-/// The sending side, one for all cores.
+/// The sending side, one for all workers.
 pub struct Recorder {
     sender: Sender<Message>,
     spare: Receiver<Box<Handoff>>,
@@ -172,20 +172,20 @@ impl Counters {
 
 impl Recorder {
     /// An empty handoff, recycled if there is one.
-    pub fn blank(&self, core: usize, sale: SaleId, epoch: u64) -> Box<Handoff> {
+    pub fn blank(&self, worker: usize, sale: SaleId, epoch: u64) -> Box<Handoff> {
         match self.spare.try_recv() {
             Ok(mut handoff) => {
-                handoff.core = core;
+                handoff.worker = worker;
                 handoff.acks.clear();
                 handoff.records.reset(sale, epoch);
                 handoff
             }
-            Err(_) => Box::new(Handoff { core, records: Records::new(sale, epoch), acks: Vec::new() }),
+            Err(_) => Box::new(Handoff { worker, records: Records::new(sale, epoch), acks: Vec::new() }),
         }
     }
 
     /// Takes back a handoff that is not needed, for [`Recorder::blank`].
-    pub fn give_back(&self, handoff: Box<Handoff>) {
+    pub fn recycle(&self, handoff: Box<Handoff>) {
         let _ = self.spare_in.try_send(handoff);
     }
 

@@ -9,21 +9,21 @@ use flashsale::admin::Admin;
 use flashsale::catalog::Catalog;
 use flashsale::code::{Codes, HoldNumbers};
 use flashsale::config::{ADMIN_CONNECTIONS, Backends, Config, DSN_FORM, PurchaseAck};
-use flashsale::core::{Bell, Cores, Ticker, Vitals};
 use flashsale::http::listen::{self, Listener};
 use flashsale::http::server::Server;
 use flashsale::inventory::embedded::{self, EmbeddedInventory};
 use flashsale::inventory::redis::{RedisInventory, Shared};
-use flashsale::inventory::{Gate, Inventory, View};
+use flashsale::inventory::{Inventory, SharedView, View};
 use flashsale::keeper;
 use flashsale::ledger::postgres::{ConnectSettings, PostgresAppend, PostgresLedger, parse_dsn};
 use flashsale::ledger::sqlite::SqliteLedger;
 use flashsale::ledger::writer::{OnFailure, Writer};
 use flashsale::ledger::{Append, Ledger};
 use flashsale::record::{self, CHANNEL_MESSAGES, Inbox, Mailbox, Recorder};
-use flashsale::redis::target::Target;
+use flashsale::redis_wire::endpoint::RedisEndpoint;
 use flashsale::service::Shop;
-use reach::{REACH, ask};
+use flashsale::worker::{Bell, Ticker, Vitals, Workers};
+use reach::{STARTUP_TIMEOUT, ask};
 use signals::Signals;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -33,19 +33,19 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use stop::{Cause, Stop};
 
-/// The cores' tick: the grain of all time limits.
+/// The workers' tick: the grain of all time limits.
 const TICK: Duration = Duration::from_millis(50);
 /// How long an answer may take that waits for the ledger. A disk may be slow for seconds.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(5);
-/// How long the cores' connections may take before the first request is accepted. Without them it is answered 503.
-const READY: Duration = Duration::from_secs(1);
+/// How long the workers' connections may take before the first request is accepted. Without them it is answered 503.
+const WARMUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Suspicions that wait for the keeper: one is enough.
 const SUSPICIONS: usize = 16;
 
 /// What was started, for stopping it.
 struct Running {
     inventory: Arc<dyn Inventory>,
-    gate: Gate,
+    view: SharedView,
     codes: Codes,
     patience: Duration,
     recorder: Arc<Recorder>,
@@ -72,7 +72,7 @@ impl From<String> for Failure {
 /// Runs until a signal, or until a part panics that it cannot do without. `Err` is why it could not start.
 pub fn run(config: Config) -> Result<ExitCode, Failure> {
     let signals = Signals::listen()?;
-    // Logging never blocks a core: a thread of its own writes, and what it cannot keep up with is dropped.
+    // Logging never blocks a worker: a thread of its own writes, and what it cannot keep up with is dropped.
     let (log, _flush) = tracing_appender::non_blocking(std::io::stderr());
     let filter =
         tracing_subscriber::EnvFilter::try_new(&config.log).map_err(|e| Failure::Setting(format!("LOG: {e}")))?;
@@ -93,41 +93,41 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
     let port = listen::bind(config.address).map_err(no_port)?;
     let admin_port = listen::bind(config.admin_address).map_err(no_admin_port)?;
     let (vitals, panics) = Vitals::new();
-    let cores = Cores::start(config.workers, vitals.clone()).map_err(|e| format!("WORKERS: {e}"))?;
-    let mailboxes = mailboxes(cores).map_err(|e| format!("starting: {e}"))?;
+    let workers = Workers::start(config.workers, vitals.clone()).map_err(|e| format!("WORKERS: {e}"))?;
+    let mailboxes = mailboxes(workers).map_err(|e| format!("starting: {e}"))?;
     let running = match config.backends {
-        Backends::Embedded { ref data_dir } => start_embedded(&config, data_dir, (cores, &vitals), &mailboxes)?,
+        Backends::Embedded { ref data_dir } => start_embedded(&config, data_dir, (workers, &vitals), &mailboxes)?,
         Backends::Distributed { ref redis, ref postgres_dsn } => {
-            start_distributed(&config, redis.clone(), postgres_dsn, (cores, &vitals), &mailboxes)?
+            start_distributed(&config, redis.clone(), postgres_dsn, (workers, &vitals), &mailboxes)?
         }
     };
-    let until = Instant::now() + READY;
+    let until = Instant::now() + WARMUP_TIMEOUT;
     while !running.inventory.is_ready() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(1));
     }
     let shop = Shop::new(running.inventory.clone(), running.codes.clone(), catalog, running.patience);
     let shop = Arc::new(shop);
-    start_mail(cores, mailboxes, &running.inventory).map_err(|e| format!("starting: {e}"))?;
+    start_mail(workers, mailboxes, &running.inventory).map_err(|e| format!("starting: {e}"))?;
     // Both, before anybody is served.
     let admin_listener = admin_port.listen().map_err(no_admin_port)?;
     let listener = port.listen().map_err(no_port)?;
     // The next line may sell: from here on the end is an orderly one.
     signals.selling();
-    let server = Server::start(cores, listener, shop.clone(), config.max_connections).map_err(no_port)?;
+    let server = Server::start(workers, listener, shop.clone(), config.max_connections).map_err(no_port)?;
     let server = Arc::new(server);
-    let admin = start_admin(cores, admin_listener, &running, &server).map_err(no_admin_port)?;
-    start_ticks(cores, &server, &admin, &running.inventory).map_err(|e| format!("starting: {e}"))?;
+    let admin = start_admin(workers, admin_listener, &running, &server).map_err(no_admin_port)?;
+    start_ticks(workers, &server, &admin, &running.inventory).map_err(|e| format!("starting: {e}"))?;
     announce(&config, &running, server.address(), admin.address());
     let cause = select! {
         recv(signals.first()) -> name => Cause::Signal(name.unwrap_or("no signal can be heard")),
         recv(panics) -> what => what.map_or(Cause::Signal("no panic can be heard"), Cause::Panicked),
     };
-    let stop = Stop { cores, running, shop: &shop, server: &server, drain: config.drain, panics };
+    let stop = Stop { workers, running, shop: &shop, server: &server, drain: config.drain, panics };
     Ok(stop.run(cause))
 }
 
-fn mailboxes(cores: Cores) -> std::io::Result<Arc<Vec<Mailbox>>> {
-    cores.all().map(|core| Bell::new(cores, core).map(Mailbox::new)).collect::<Result<_, _>>().map(Arc::new)
+fn mailboxes(workers: Workers) -> std::io::Result<Arc<Vec<Mailbox>>> {
+    workers.all().map(|worker| Bell::new(workers, worker).map(Mailbox::new)).collect::<Result<_, _>>().map(Arc::new)
 }
 
 fn start_writer<A: Append + 'static>(
@@ -148,7 +148,7 @@ fn numbers(instance: u64) -> Result<HoldNumbers, String> {
     HoldNumbers::new(instance).map_err(|e| format!("starting: the system gives no random bytes: {e}"))
 }
 
-fn gate() -> Gate {
+fn view() -> SharedView {
     Arc::new(arc_swap::ArcSwap::from_pointee(View::closed()))
 }
 
@@ -159,7 +159,7 @@ fn spawn_keeper(vitals: &Vitals, work: impl FnOnce() + Send + 'static) -> Result
 fn start_embedded(
     config: &Config,
     data_dir: &Path,
-    (cores, vitals): (Cores, &Vitals),
+    (workers, vitals): (Workers, &Vitals),
     mailboxes: &Arc<Vec<Mailbox>>,
 ) -> Result<Running, String> {
     let absolute = std::path::absolute(data_dir);
@@ -171,18 +171,18 @@ fn start_embedded(
     let appender = ledger.appender(codes.clone()).map_err(failed)?;
     let (recorder, inbox) = record::channel(CHANNEL_MESSAGES);
     let recorder = Arc::new(recorder);
-    let (sales, gate) = (embedded::Sales::default(), gate());
-    let give_back = OnFailure::GiveBack(Arc::new(sales.clone()));
+    let (sales, view) = (embedded::Sales::default(), view());
+    let give_back = OnFailure::Undo(Arc::new(sales.clone()));
     let (writer, _) = start_writer(vitals, inbox, appender, mailboxes, give_back)?;
     let (opened, sold) = (sales.clone(), recorder.clone());
-    let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, opened, gate.clone(), sold);
+    let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, opened, view.clone(), sold);
     let keeper = keeper.map_err(failed)?;
-    let parts = embedded::Parts { sales, gate: gate.clone(), numbers: numbers(instance)?, recorder: recorder.clone() };
-    let inventory = EmbeddedInventory::start(cores, parts).map_err(|e| format!("starting: {e}"))?;
+    let parts = embedded::Parts { sales, view: view.clone(), numbers: numbers(instance)?, recorder: recorder.clone() };
+    let inventory = EmbeddedInventory::start(workers, parts).map_err(|e| format!("starting: {e}"))?;
     let (stop_keeper, stop) = crossbeam_channel::bounded(1);
     Ok(Running {
         inventory,
-        gate,
+        view,
         codes,
         patience: LEDGER_PATIENCE,
         recorder,
@@ -195,16 +195,16 @@ fn start_embedded(
 
 /// Both servers, once each has answered, with the codes that all instances share and this one's number.
 fn reach_both(
-    target: &Arc<Target>,
+    target: &Arc<RedisEndpoint>,
     settings: &ConnectSettings,
     where_ledger: &str,
 ) -> Result<(PostgresLedger, Codes, u64), String> {
-    let until = Instant::now() + REACH;
+    let until = Instant::now() + STARTUP_TIMEOUT;
     let no_redis = |e: String| format!("REDIS_ADDR: {e}");
     let no_ledger = |e: String| format!("POSTGRES_DSN: {e}");
     let (asked, mut ledger) = (target.clone(), PostgresLedger::new(settings.clone()));
     // Its own limit is later than ours, which has the clearer words.
-    let redis = ask(&target.name, move || asked.reach(REACH * 2)).map_err(no_redis)?;
+    let redis = ask(&target.name, move || asked.reach(STARTUP_TIMEOUT * 2)).map_err(no_redis)?;
     let name = where_ledger.to_owned();
     let keyed = ask(where_ledger, move || match ledger.code_key() {
         Ok(key) => Ok((ledger, Codes::new(&key))),
@@ -225,9 +225,9 @@ fn reach_both(
 
 fn start_distributed(
     config: &Config,
-    target: Arc<Target>,
+    target: Arc<RedisEndpoint>,
     postgres_dsn: &str,
-    (cores, vitals): (Cores, &Vitals),
+    (workers, vitals): (Workers, &Vitals),
     mailboxes: &Arc<Vec<Mailbox>>,
 ) -> Result<Running, Failure> {
     let wrong = |e| Failure::Setting(format!("POSTGRES_DSN: {e}; expected {DSN_FORM}"));
@@ -238,91 +238,91 @@ fn start_distributed(
     let recorder = Arc::new(recorder);
     let appender = PostgresAppend::new(settings, codes.clone());
     let (writer, stale) = start_writer(vitals, inbox, appender, mailboxes, OnFailure::Retry)?;
-    let (gate, ack_by_ledger) = (gate(), config.purchase_ack == PurchaseAck::Ledger);
+    let (view, ack_by_ledger) = (view(), config.purchase_ack == PurchaseAck::Ledger);
     let (suspicions, heard) = crossbeam_channel::bounded(SUSPICIONS);
     let keeper = keeper::distributed::Keeper::start(keeper::distributed::Parts {
         ledger: Box::new(ledger),
         store: keeper::store::Store::new(target.clone(), config.redis_timeout.min(Duration::from_secs(2))),
         settings: config.sale,
-        gate: gate.clone(),
+        view: view.clone(),
         suspicions: heard,
         stale,
         recorder: recorder.clone(),
     })?;
     let shared = Shared {
-        gate: gate.clone(),
+        view: view.clone(),
         numbers: numbers(instance)?,
         recorder: recorder.clone(),
         ack_by_ledger,
         timeout: config.redis_timeout,
         suspicions,
     };
-    let inventory = RedisInventory::start(cores, &target, shared).map_err(|e| format!("starting: {e}"))?;
+    let inventory = RedisInventory::start(workers, &target, shared).map_err(|e| format!("starting: {e}"))?;
     let inventory: Arc<dyn Inventory> = Arc::new(inventory);
     let (stop_keeper, stop) = crossbeam_channel::bounded(1);
     let kept = inventory.clone();
     Ok(Running {
         inventory,
-        gate,
+        view,
         codes,
         patience: if ack_by_ledger { config.redis_timeout + LEDGER_PATIENCE } else { config.redis_timeout },
         recorder,
         writer,
-        keeper: spawn_keeper(vitals, move || keeper.run(kept, cores.count(), &stop))?,
+        keeper: spawn_keeper(vitals, move || keeper.run(kept, workers.count(), &stop))?,
         stop_keeper,
         what: format!("Redis at {}, ledger in {where_ledger}", target.name),
     })
 }
 
 fn start_admin(
-    cores: Cores,
+    workers: Workers,
     listener: Listener,
     running: &Running,
     server: &Arc<Server<Shop>>,
 ) -> std::io::Result<Arc<Server<Admin>>> {
     let (public, answering, draining) = (server.clone(), server.clone(), server.clone());
     let admin = Admin {
-        gate: running.gate.clone(),
+        view: running.view.clone(),
         inventory: running.inventory.clone(),
         recorder: running.recorder.clone(),
         connections: Box::new(move || public.connections()),
         answers: Box::new(move || answering.answers()),
         is_draining: Box::new(move || draining.is_draining()),
     };
-    Server::start(cores, listener, Arc::new(admin), ADMIN_CONNECTIONS).map(Arc::new)
+    Server::start(workers, listener, Arc::new(admin), ADMIN_CONNECTIONS).map(Arc::new)
 }
 
 fn start_ticks(
-    cores: Cores,
+    workers: Workers,
     server: &Arc<Server<Shop>>,
     admin: &Arc<Server<Admin>>,
     inventory: &Arc<dyn Inventory>,
 ) -> std::io::Result<()> {
-    for core in cores.all() {
-        let ticker = Ticker::new(cores, core, TICK)?;
+    for worker in workers.all() {
+        let ticker = Ticker::new(workers, worker, TICK)?;
         let (server, admin, inventory) = (server.clone(), admin.clone(), inventory.clone());
-        cores.spawn_vital(core, "a core's tick", move || {
+        workers.spawn_vital(worker, "a worker's tick", move || {
             loop {
                 ticker.wait();
-                server.tick(core);
-                admin.tick(core);
-                inventory.tick(core);
+                server.tick(worker);
+                admin.tick(worker);
+                inventory.tick(worker);
             }
         })?;
     }
     Ok(())
 }
 
-/// Brings what the ledger has written back to the core that decided it.
-fn start_mail(cores: Cores, mailboxes: Arc<Vec<Mailbox>>, inventory: &Arc<dyn Inventory>) -> std::io::Result<()> {
-    for core in cores.all() {
+/// Brings what the ledger has written back to the worker that decided it.
+fn start_mail(workers: Workers, mailboxes: Arc<Vec<Mailbox>>, inventory: &Arc<dyn Inventory>) -> std::io::Result<()> {
+    for worker in workers.all() {
         let (mailboxes, inventory) = (mailboxes.clone(), inventory.clone());
-        cores.spawn_vital(core, "a core's mail", move || {
-            let Some(mailbox) = mailboxes.get(core) else { return };
+        workers.spawn_vital(worker, "a worker's mail", move || {
+            let Some(mailbox) = mailboxes.get(worker) else { return };
             loop {
                 mailbox.bell().wait();
                 while let Some((handoff, ok)) = mailbox.take() {
-                    inventory.written(core, handoff, ok);
+                    inventory.written(worker, handoff, ok);
                 }
             }
         })?;

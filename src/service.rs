@@ -5,13 +5,13 @@
 
 use crate::catalog::Catalog;
 use crate::code::{CODE_CHARS, Codes};
-use crate::core::Waiter;
 use crate::domain::{Id, Outcome, Request};
 use crate::http::query::{self, ParamError, Problem};
 use crate::http::request::{Body, Head, Method};
-use crate::http::response::{Extra, Responder};
+use crate::http::response::{ExtraHeader, Responder};
 use crate::http::service::Service;
 use crate::inventory::Inventory;
+use crate::worker::Waiter;
 use may::io::WaitIoWaker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -113,8 +113,8 @@ impl Service for Shop {
     type Session = Session;
     type Answer = Answer;
 
-    fn session(&self, core: usize, waker: WaitIoWaker) -> Session {
-        Session { waiter: Arc::new(Waiter::new(core, waker)) }
+    fn session(&self, worker: usize, waker: WaitIoWaker) -> Session {
+        Session { waiter: Arc::new(Waiter::new(worker, waker)) }
     }
 
     fn begin(&self, session: &mut Session, head: &Head<'_>) -> Option<Answer> {
@@ -150,23 +150,23 @@ impl Service for Shop {
         match answer {
             Answer::Decided(outcome) => self.render_outcome(outcome, to),
             // Made of fixed names and texts, nothing of which JSON escapes.
-            Answer::Invalid(error) => to.refuse(400, Extra::None, "invalid_request", &error.to_string()),
+            Answer::Invalid(error) => to.refuse(400, ExtraHeader::None, "invalid_request", &error.to_string()),
             Answer::InBody(error) => {
                 let message = format!("{error}: parameters belong in the query, the body is not read");
-                to.refuse(400, Extra::None, "invalid_request", &message);
+                to.refuse(400, ExtraHeader::None, "invalid_request", &message);
             }
-            Answer::Options => to.no_content(Extra::Lines("Allow: GET, HEAD, POST, OPTIONS\r\n")),
+            Answer::Options => to.no_content(ExtraHeader::Lines("Allow: GET, HEAD, POST, OPTIONS\r\n")),
             Answer::Draining => {
-                to.refuse(503, Extra::retry_soon(), "unavailable", "this instance is about to end");
+                to.refuse(503, ExtraHeader::retry_soon(), "unavailable", "this instance is about to end");
             }
-            Answer::UnknownItem => to.refuse(400, Extra::None, "unknown_item", "the catalogue has no such item"),
+            Answer::UnknownItem => to.refuse(400, ExtraHeader::None, "unknown_item", "the catalogue has no such item"),
             Answer::Picture(id) => {
                 let svg = crate::catalog::svg(id, &self.catalog.name(id));
-                to.text(200, "image/svg+xml", Extra::Lines(PICTURE_HEADERS), &svg);
+                to.text(200, "image/svg+xml", ExtraHeader::Lines(PICTURE_HEADERS), &svg);
             }
-            Answer::NotFound => to.refuse(404, Extra::None, "not_found", "there is nothing at this path"),
+            Answer::NotFound => to.refuse(404, ExtraHeader::None, "not_found", "there is nothing at this path"),
             Answer::WrongMethod(allow) => {
-                to.refuse(405, Extra::Lines(allow), "method_not_allowed", "this path does not have this method");
+                to.refuse(405, ExtraHeader::Lines(allow), "method_not_allowed", "this path does not have this method");
             }
         }
     }
@@ -198,7 +198,7 @@ impl Shop {
         match outcome {
             Outcome::Held { hold, expires_ms } => {
                 let code = self.codes.mint(*hold);
-                to.json(200, Extra::None, |body| {
+                to.json(200, ExtraHeader::None, |body| {
                     body.extend_from_slice(b"{\"code\":\"");
                     body.extend_from_slice(code.as_bytes());
                     body.extend_from_slice(b"\",\"expires_at\":");
@@ -207,19 +207,19 @@ impl Shop {
                 });
             }
             Outcome::SoldOut { retry_ms } => {
-                let retry = Extra::RetryAfter(seconds(*retry_ms));
+                let retry = ExtraHeader::RetryAfter(seconds(*retry_ms));
                 to.refuse(409, retry, "sold_out", "no item is free at the moment");
             }
             Outcome::UserLimit { retry_ms } => {
-                let retry = Extra::RetryAfter(seconds(*retry_ms));
+                let retry = ExtraHeader::RetryAfter(seconds(*retry_ms));
                 to.refuse(429, retry, "user_limit", "this user holds as many items as the sale allows");
             }
-            Outcome::Purchased { item } => to.json(200, Extra::None, |body| {
+            Outcome::Purchased { item } => to.json(200, ExtraHeader::None, |body| {
                 body.extend_from_slice(b"{\"success\":true,");
                 self.catalog.write_json_fields(item, body);
                 body.push(b'}');
             }),
-            Outcome::AlreadyPurchased { item } => to.json(409, Extra::None, |body| {
+            Outcome::AlreadyPurchased { item } => to.json(409, ExtraHeader::None, |body| {
                 body.extend_from_slice(
                     b"{\"error\":\"already_purchased\",\"message\":\"this code has been redeemed before\",",
                 );
@@ -228,13 +228,18 @@ impl Shop {
             }),
             Outcome::InvalidCode => {
                 let message = "not a code of a running sale, or its hold has expired";
-                to.refuse(400, Extra::None, "invalid_code", message);
+                to.refuse(400, ExtraHeader::None, "invalid_code", message);
             }
             Outcome::HoldLost => {
-                to.refuse(409, Extra::None, "sold_out", "this code's hold was lost and its item is gone");
+                to.refuse(409, ExtraHeader::None, "sold_out", "this code's hold was lost and its item is gone");
             }
             Outcome::Unavailable => {
-                to.refuse(503, Extra::retry_soon(), "unavailable", "no decision is possible at the moment, try again");
+                to.refuse(
+                    503,
+                    ExtraHeader::retry_soon(),
+                    "unavailable",
+                    "no decision is possible at the moment, try again",
+                );
             }
         }
     }

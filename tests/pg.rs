@@ -1,8 +1,6 @@
 //! The Postgres ledger against a real Postgres.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-#[path = "pg/doubt.rs"]
-mod doubt;
 #[path = "pg/fence.rs"]
 mod fence;
 #[path = "pg/schema.rs"]
@@ -11,6 +9,8 @@ mod schema;
 mod server;
 #[path = "pg/tls.rs"]
 mod tls;
+#[path = "pg/uncertain.rs"]
+mod uncertain;
 #[path = "pg/writing.rs"]
 mod writing;
 

@@ -12,7 +12,7 @@ use flashsale::domain::{HoldNumber, Id, Record, RecordKind, Records, SaleId};
 use flashsale::inventory::embedded::wall_clock_ms;
 use flashsale::inventory::redis::scripts::{self, Header};
 use flashsale::ledger::postgres::copy::{HOLDS, Rows};
-use flashsale::redis::resp::{self, Reply};
+use flashsale::redis_wire::resp::{self, Reply};
 use redis::Cmd;
 use std::path::Path;
 use std::process::Command;

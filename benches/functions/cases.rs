@@ -6,7 +6,6 @@
 
 use flashsale::catalog::Catalog;
 use flashsale::code::{Code, Codes};
-use flashsale::core::{Ticket, Waiter};
 use flashsale::domain::{HoldKey, HoldNumber, Id, Outcome, Record, RecordKind, Records, Request, SaleId, Terms};
 use flashsale::http::answers::Answers;
 use flashsale::http::query;
@@ -18,8 +17,9 @@ use flashsale::inventory::memory::{Decision, MemorySale};
 use flashsale::inventory::redis::scripts::{self, CheckoutMark, Header, PurchaseMark};
 use flashsale::ledger::postgres::copy::Rows;
 use flashsale::record::Handoff;
-use flashsale::redis::resp::{self, Reply};
+use flashsale::redis_wire::resp::{self, Reply};
 use flashsale::service::{Answer, Shop};
+use flashsale::worker::{Ticket, Waiter};
 use redis::Cmd;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -144,12 +144,12 @@ impl Inventory for NoInventory {
     fn submit(&self, _waiter: &Arc<Waiter>, _ticket: Ticket, _request: &Request) -> Option<Outcome> {
         None
     }
-    fn tick(&self, _core: usize) {}
-    fn written(&self, _core: usize, _handoff: Box<Handoff>, _ok: bool) {}
+    fn tick(&self, _worker: usize) {}
+    fn written(&self, _worker: usize, _handoff: Box<Handoff>, _ok: bool) {}
     fn is_ready(&self) -> bool {
         false
     }
-    fn undecided(&self, _core: usize) -> usize {
+    fn undecided(&self, _worker: usize) -> usize {
         0
     }
 }

@@ -11,12 +11,12 @@
 mod wiring;
 
 use flashsale::config::Config;
-use flashsale::core::{Bell, Cores, Vitals};
 use flashsale::http::answers::Answers;
 use flashsale::http::request::{Body, Head, Method};
 use flashsale::http::response::Responder;
 use flashsale::http::service::Service;
 use flashsale::service::{Answer, Session, Shop};
+use flashsale::worker::{Bell, Vitals, Workers};
 use may_minihttp::{HttpService, HttpServiceFactory, Request, Response};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-/// One connection. Its coroutine runs on the core of its descriptor, as `may_minihttp` places it.
+/// One connection. Its coroutine runs on the worker of its descriptor, as `may_minihttp` places it.
 struct Connection {
     shop: Arc<Shop>,
     session: Session,
@@ -103,7 +103,7 @@ fn leaked(text: &str) -> &'static str {
 
 struct Factory {
     shop: Arc<Shop>,
-    cores: Cores,
+    workers: Workers,
 }
 
 impl HttpServiceFactory for Factory {
@@ -111,9 +111,9 @@ impl HttpServiceFactory for Factory {
 
     #[expect(clippy::expect_used, reason = "the trait leaves no other way to fail")]
     fn new_service(&self, descriptor: usize) -> Connection {
-        let core = descriptor % self.cores.count();
-        let bell = Bell::new(self.cores, core).expect("a descriptor for the bell");
-        let session = self.shop.session(core, bell.waker());
+        let worker = descriptor % self.workers.count();
+        let bell = Bell::new(self.workers, worker).expect("a descriptor for the bell");
+        let session = self.shop.session(worker, bell.waker());
         Connection {
             shop: self.shop.clone(),
             session,
@@ -129,10 +129,10 @@ fn run() -> Result<(), String> {
     let config = Config::read()?;
     // What panics is printed: this example does not end for it.
     let (vitals, _panics) = Vitals::new();
-    let cores = Cores::start(config.workers, vitals).map_err(|e| format!("WORKERS: {e}"))?;
-    let shop = wiring::start(&config, cores)?;
+    let workers = Workers::start(config.workers, vitals).map_err(|e| format!("WORKERS: {e}"))?;
+    let shop = wiring::start(&config, workers)?;
     let address = config.address;
-    let server = Factory { shop, cores }.start(address).map_err(|e| format!("listening on {address}: {e}"))?;
+    let server = Factory { shop, workers }.start(address).map_err(|e| format!("listening on {address}: {e}"))?;
     server.join().map_err(|_| "the server has ended".into())
 }
 

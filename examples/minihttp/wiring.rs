@@ -5,18 +5,18 @@
 use flashsale::catalog::Catalog;
 use flashsale::code::{Codes, HoldNumbers};
 use flashsale::config::{Backends, Config, PurchaseAck};
-use flashsale::core::{Bell, Cores, Ticker};
 use flashsale::inventory::embedded::{self, EmbeddedInventory};
 use flashsale::inventory::redis::{RedisInventory, Shared};
-use flashsale::inventory::{Gate, Inventory, View};
+use flashsale::inventory::{Inventory, SharedView, View};
 use flashsale::keeper;
 use flashsale::ledger::postgres::{PostgresAppend, PostgresLedger, parse_dsn};
 use flashsale::ledger::sqlite::SqliteLedger;
 use flashsale::ledger::writer::{OnFailure, Writer};
 use flashsale::ledger::{Append, Ledger};
 use flashsale::record::{self, CHANNEL_MESSAGES, Handoff, Inbox, Mailbox};
-use flashsale::redis::target::Target;
+use flashsale::redis_wire::endpoint::RedisEndpoint;
 use flashsale::service::Shop;
+use flashsale::worker::{Bell, Ticker, Workers};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,24 +28,25 @@ const START: Duration = Duration::from_secs(10);
 type Mailboxes = Arc<Vec<Mailbox>>;
 
 /// Starts what decides and what records, and waits until it sells.
-pub fn start(config: &Config, cores: Cores) -> Result<Arc<Shop>, String> {
-    let mailboxes: Result<Vec<Mailbox>, _> = cores.all().map(|core| Bell::new(cores, core).map(Mailbox::new)).collect();
+pub fn start(config: &Config, workers: Workers) -> Result<Arc<Shop>, String> {
+    let mailboxes: Result<Vec<Mailbox>, _> =
+        workers.all().map(|worker| Bell::new(workers, worker).map(Mailbox::new)).collect();
     let mailboxes = Arc::new(mailboxes.map_err(text)?);
     let (inventory, codes) = match &config.backends {
-        Backends::Embedded { data_dir } => start_embedded(config, data_dir, cores, &mailboxes)?,
+        Backends::Embedded { data_dir } => start_embedded(config, data_dir, workers, &mailboxes)?,
         Backends::Distributed { redis, postgres_dsn } => {
-            start_distributed(config, redis, postgres_dsn, cores, &mailboxes)?
+            start_distributed(config, redis, postgres_dsn, workers, &mailboxes)?
         }
     };
-    for core in cores.all() {
-        let (ticker, ticked) = (Ticker::new(cores, core, TICK).map_err(text)?, inventory.clone());
+    for worker in workers.all() {
+        let (ticker, ticked) = (Ticker::new(workers, worker, TICK).map_err(text)?, inventory.clone());
         let tick = move || loop {
             ticker.wait();
-            ticked.tick(core);
+            ticked.tick(worker);
         };
-        cores.spawn(core, tick).map_err(text)?;
+        workers.spawn(worker, tick).map_err(text)?;
         let (mailboxes, inventory) = (mailboxes.clone(), inventory.clone());
-        cores.spawn(core, move || bring_mail(&mailboxes, core, inventory.as_ref())).map_err(text)?;
+        workers.spawn(worker, move || bring_mail(&mailboxes, worker, inventory.as_ref())).map_err(text)?;
     }
     let until = Instant::now() + START;
     while !inventory.is_ready() && Instant::now() < until {
@@ -58,12 +59,12 @@ pub fn start(config: &Config, cores: Cores) -> Result<Arc<Shop>, String> {
     Ok(Arc::new(Shop::new(inventory, codes, catalog, config.redis_timeout)))
 }
 
-fn bring_mail(mailboxes: &Mailboxes, core: usize, inventory: &dyn Inventory) {
-    let Some(mailbox) = mailboxes.get(core) else { return };
+fn bring_mail(mailboxes: &Mailboxes, worker: usize, inventory: &dyn Inventory) {
+    let Some(mailbox) = mailboxes.get(worker) else { return };
     loop {
         mailbox.bell().wait();
         while let Some((handoff, ok)) = mailbox.take() {
-            inventory.written(core, handoff, ok);
+            inventory.written(worker, handoff, ok);
         }
     }
 }
@@ -84,7 +85,7 @@ fn patiently<T, E: ToString>(mut attempt: impl FnMut() -> Result<T, E>) -> Resul
     }
 }
 
-fn gate() -> Gate {
+fn view() -> SharedView {
     Arc::new(arc_swap::ArcSwap::from_pointee(View::closed()))
 }
 
@@ -110,7 +111,7 @@ fn keep(work: impl FnOnce(&crossbeam_channel::Receiver<()>) + Send + 'static) {
 
 type Started = (Arc<dyn Inventory>, Codes);
 
-fn start_embedded(config: &Config, folder: &Path, cores: Cores, mailboxes: &Mailboxes) -> Result<Started, String> {
+fn start_embedded(config: &Config, folder: &Path, workers: Workers, mailboxes: &Mailboxes) -> Result<Started, String> {
     let mut ledger = SqliteLedger::open(folder).map_err(text)?;
     let codes = Codes::new(&ledger.code_key().map_err(text)?);
     let instance = ledger.new_instance().map_err(text)?;
@@ -118,22 +119,22 @@ fn start_embedded(config: &Config, folder: &Path, cores: Cores, mailboxes: &Mail
     let numbers = HoldNumbers::new(instance).map_err(text)?;
     let (recorder, inbox) = record::channel(CHANNEL_MESSAGES);
     let recorder = Arc::new(recorder);
-    let (sales, gate) = (embedded::Sales::default(), gate());
-    start_writer(inbox, appender, mailboxes, OnFailure::GiveBack(Arc::new(sales.clone())));
+    let (sales, view) = (embedded::Sales::default(), view());
+    start_writer(inbox, appender, mailboxes, OnFailure::Undo(Arc::new(sales.clone())));
     let (opened, sold) = (sales.clone(), recorder.clone());
-    let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, opened, gate.clone(), sold);
+    let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, opened, view.clone(), sold);
     let keeper = keeper.map_err(text)?;
-    let parts = embedded::Parts { sales, gate, numbers, recorder };
-    let inventory = EmbeddedInventory::start(cores, parts).map_err(text)?;
+    let parts = embedded::Parts { sales, view, numbers, recorder };
+    let inventory = EmbeddedInventory::start(workers, parts).map_err(text)?;
     keep(move |stop| keeper.run(stop));
     Ok((inventory, codes))
 }
 
 fn start_distributed(
     config: &Config,
-    redis: &Arc<Target>,
+    redis: &Arc<RedisEndpoint>,
     postgres_dsn: &str,
-    cores: Cores,
+    workers: Workers,
     mailboxes: &Mailboxes,
 ) -> Result<Started, String> {
     let settings = parse_dsn(postgres_dsn).map_err(text)?;
@@ -142,28 +143,28 @@ fn start_distributed(
     let instance = patiently(|| ledger.new_instance())?;
     let numbers = HoldNumbers::new(instance).map_err(text)?;
     let (recorder, inbox) = record::channel(CHANNEL_MESSAGES);
-    let (recorder, gate) = (Arc::new(recorder), gate());
+    let (recorder, view) = (Arc::new(recorder), view());
     let stale = start_writer(inbox, PostgresAppend::new(settings, codes.clone()), mailboxes, OnFailure::Retry);
     let (suspicions, heard) = crossbeam_channel::bounded(16);
     let keeper = keeper::distributed::Keeper::start(keeper::distributed::Parts {
         ledger: Box::new(ledger),
         store: keeper::store::Store::new(redis.clone(), config.redis_timeout),
         settings: config.sale,
-        gate: gate.clone(),
+        view: view.clone(),
         suspicions: heard,
         stale,
         recorder: recorder.clone(),
     })?;
     let shared = Shared {
-        gate,
+        view,
         numbers,
         recorder,
         ack_by_ledger: config.purchase_ack == PurchaseAck::Ledger,
         timeout: config.redis_timeout,
         suspicions,
     };
-    let inventory: Arc<dyn Inventory> = Arc::new(RedisInventory::start(cores, redis, shared).map_err(text)?);
+    let inventory: Arc<dyn Inventory> = Arc::new(RedisInventory::start(workers, redis, shared).map_err(text)?);
     let kept = inventory.clone();
-    keep(move |stop| keeper.run(kept, cores.count(), stop));
+    keep(move |stop| keeper.run(kept, workers.count(), stop));
     Ok((inventory, codes))
 }

@@ -6,10 +6,10 @@ pub mod client;
 
 use crate::http::answers::STATUSES;
 use crate::http::request::{Head, Method};
-use crate::http::response::{Extra, Responder};
+use crate::http::response::{ExtraHeader, Responder};
 use crate::http::server::Connections;
 use crate::http::service::Service;
-use crate::inventory::{Gate, Inventory};
+use crate::inventory::{Inventory, SharedView};
 use crate::record::Recorder;
 use may::io::WaitIoWaker;
 use std::fmt::Write;
@@ -26,7 +26,7 @@ const IDLE: Duration = Duration::from_secs(5);
 /// The service on `ADMIN_ADDR`.
 pub struct Admin {
     /// What may be sold.
-    pub gate: Gate,
+    pub view: SharedView,
     /// Who decides.
     pub inventory: Arc<dyn Inventory>,
     /// The way to the ledger.
@@ -56,13 +56,13 @@ pub enum Answer {
 impl Admin {
     /// Whether checkouts can be decided here.
     fn is_selling(&self) -> bool {
-        let view = self.gate.load();
+        let view = self.view.load();
         view.selling && view.reachable && self.inventory.is_ready()
     }
 
     fn metrics(&self) -> String {
         let counters = self.recorder.counters();
-        let view = self.gate.load();
+        let view = self.view.load();
         let connections = (self.connections)();
         let mut text = String::new();
         for (name, kind, help, value) in [
@@ -123,7 +123,7 @@ impl Service for Admin {
     type Session = ();
     type Answer = Answer;
 
-    fn session(&self, _core: usize, _waker: WaitIoWaker) {}
+    fn session(&self, _worker: usize, _waker: WaitIoWaker) {}
 
     fn begin(&self, _session: &mut (), head: &Head<'_>) -> Option<Answer> {
         Some(match (head.path, head.method) {
@@ -154,17 +154,22 @@ impl Service for Admin {
     fn render(&self, answer: &Answer, to: &mut Responder<'_>) {
         match answer {
             Answer::Health if (self.is_draining)() => {
-                to.refuse(503, Extra::None, "draining", "this instance is about to end");
+                to.refuse(503, ExtraHeader::None, "draining", "this instance is about to end");
             }
             Answer::Health if self.is_selling() => {
-                to.json(200, Extra::None, |body| body.extend_from_slice(b"{\"status\":\"selling\"}"));
+                to.json(200, ExtraHeader::None, |body| body.extend_from_slice(b"{\"status\":\"selling\"}"));
             }
-            Answer::Health => to.refuse(503, Extra::None, "unavailable", "nothing can be sold at the moment"),
-            Answer::Metrics => to.text(200, METRICS_TYPE, Extra::None, &self.metrics()),
-            Answer::Options => to.no_content(Extra::Lines("Allow: GET, HEAD, OPTIONS\r\n")),
-            Answer::NotFound => to.refuse(404, Extra::None, "not_found", "there are /health and /metrics"),
+            Answer::Health => to.refuse(503, ExtraHeader::None, "unavailable", "nothing can be sold at the moment"),
+            Answer::Metrics => to.text(200, METRICS_TYPE, ExtraHeader::None, &self.metrics()),
+            Answer::Options => to.no_content(ExtraHeader::Lines("Allow: GET, HEAD, OPTIONS\r\n")),
+            Answer::NotFound => to.refuse(404, ExtraHeader::None, "not_found", "there are /health and /metrics"),
             Answer::WrongMethod => {
-                to.refuse(405, Extra::Lines("Allow: GET, HEAD\r\n"), "method_not_allowed", "this path is read only");
+                to.refuse(
+                    405,
+                    ExtraHeader::Lines("Allow: GET, HEAD\r\n"),
+                    "method_not_allowed",
+                    "this path is read only",
+                );
             }
         }
     }

@@ -8,8 +8,8 @@
 use super::connection::Connection;
 use super::response::Responder;
 use super::service::Service;
-use super::side::{Common, CoreServer, Phase, Shared};
-use crate::core::{Bell, Watched};
+use super::side::{Common, Phase, Shared, WorkerServer};
+use crate::worker::{Bell, Watched};
 use rustix::net::{SocketFlags, sockopt};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -37,7 +37,7 @@ const fn refused_at_once(max_connections: usize) -> usize {
     }
 }
 
-/// How long connections that give way may take to end before a new one is refused. Their cores do nothing else meanwhile
+/// How long connections that give way may take to end before a new one is refused. Their workers do nothing else meanwhile
 /// than finish the turn that they are in.
 const GIVING_WAY_TIME: Duration = Duration::from_millis(20);
 
@@ -51,12 +51,12 @@ const LAST_HANDSHAKES: Duration = Duration::from_millis(200);
 pub(super) struct Acceptor<S> {
     pub(super) listener: Watched,
     pub(super) common: Arc<Common<S>>,
-    pub(super) sides: Vec<Arc<CoreServer<S>>>,
-    /// The core that it runs on.
-    pub(super) core: usize,
+    pub(super) sides: Vec<Arc<WorkerServer<S>>>,
+    /// The worker that it runs on.
+    pub(super) worker: usize,
     /// Set while it waits for the next tick, which clears it.
     pub(super) paused: Arc<AtomicBool>,
-    /// Lets everything else that is ready on this core run first.
+    /// Lets everything else that is ready on this worker run first.
     pub(super) turn: Bell,
     /// When it was last told that connections cannot be accepted.
     pub(super) told_until: Option<Instant>,
@@ -109,10 +109,10 @@ impl<S: Service> Acceptor<S> {
         }
     }
 
-    /// Gives `socket` to its core. `Err` if there is nothing left to serve it with.
+    /// Gives `socket` to its worker. `Err` if there is nothing left to serve it with.
     fn take_in(&mut self, socket: OwnedFd) -> io::Result<()> {
-        let core = self.common.cores.of_fd(&socket);
-        let Some(side) = self.sides.get(core).cloned() else { return Ok(()) };
+        let worker = self.common.workers.of_fd(&socket);
+        let Some(side) = self.sides.get(worker).cloned() else { return Ok(()) };
         if sockopt::set_tcp_nodelay(&socket, true).is_err() {
             return Ok(());
         }
@@ -121,7 +121,7 @@ impl<S: Service> Acceptor<S> {
         }
         self.common.connections.fetch_add(1, Ordering::Relaxed);
         let counted = Counted(self.common.clone());
-        self.common.cores.spawn(core, move || {
+        self.common.workers.spawn(worker, move || {
             let _counted = counted;
             let common = side.common.clone();
             contain(&common, || {
@@ -137,7 +137,7 @@ impl<S: Service> Acceptor<S> {
         if self.make_room() {
             return true;
         }
-        let now_ms = |this: &Self| this.sides.get(this.core).map(|side| side.now_ms());
+        let now_ms = |this: &Self| this.sides.get(this.worker).map(|side| side.now_ms());
         // The lists are as old as the last tick, and none is made while there is plenty of room.
         if self.full_at_ms.is_none() || self.full_at_ms != now_ms(self) {
             self.pause();
@@ -167,11 +167,11 @@ impl<S: Service> Acceptor<S> {
     }
 
     /// Tells `socket` that there is no room, and reads what it has sent, or else its peer would be told of a reset alone.
-    fn refuse(&self, socket: OwnedFd, side: Arc<CoreServer<S>>) -> io::Result<()> {
+    fn refuse(&self, socket: OwnedFd, side: Arc<WorkerServer<S>>) -> io::Result<()> {
         self.common.refused.fetch_add(1, Ordering::Relaxed);
         if self.common.refusing.load(Ordering::Relaxed) >= refused_at_once(self.common.max_connections) {
-            // Counts for the core that it runs on: the acceptor's.
-            let Some(side) = self.sides.get(self.core) else { return Ok(()) };
+            // Counts for the worker that it runs on: the acceptor's.
+            let Some(side) = self.sides.get(self.worker) else { return Ok(()) };
             let (date, answers) = (side.date(), side.answers());
             let (out, scratch) = (&mut Vec::new(), &mut Vec::new());
             Responder { out, scratch, answers, date: &date, keep_alive: false, http_11: true, head_only: false }.full();
@@ -181,7 +181,7 @@ impl<S: Service> Acceptor<S> {
         }
         self.common.refusing.fetch_add(1, Ordering::Relaxed);
         let counted = Refusing(self.common.clone());
-        self.common.cores.spawn(side.core(), move || {
+        self.common.workers.spawn(side.worker(), move || {
             let _counted = counted;
             let common = side.common.clone();
             contain(&common, || {
@@ -192,8 +192,8 @@ impl<S: Service> Acceptor<S> {
     }
 }
 
-/// A connection on its core, and its place in the sweep.
-fn open<S: Service>(side: Arc<CoreServer<S>>, socket: OwnedFd) -> Option<(Connection<S>, Listed<S>)> {
+/// A connection on its worker, and its place in the sweep.
+fn open<S: Service>(side: Arc<WorkerServer<S>>, socket: OwnedFd) -> Option<(Connection<S>, Listed<S>)> {
     let shared = Arc::new(Shared::new(Watched::new(socket).ok()?));
     let key = side.open.lock().insert(shared.clone());
     let listed = Listed { side: side.clone(), shared: shared.clone(), key };
@@ -204,7 +204,7 @@ fn open<S: Service>(side: Arc<CoreServer<S>>, socket: OwnedFd) -> Option<(Connec
 fn contain<S>(common: &Common<S>, work: impl FnOnce()) {
     if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(work)) {
         common.panicked.fetch_add(1, Ordering::Relaxed);
-        tracing::error!("a connection ended by a panic: {}", crate::core::panic_text(panic.as_ref()));
+        tracing::error!("a connection ended by a panic: {}", crate::worker::panic_text(panic.as_ref()));
     }
 }
 
@@ -228,7 +228,7 @@ impl<S> Drop for Refusing<S> {
 
 /// A connection that the sweep sees, until this is dropped.
 struct Listed<S> {
-    side: Arc<CoreServer<S>>,
+    side: Arc<WorkerServer<S>>,
     shared: Arc<Shared>,
     key: usize,
 }

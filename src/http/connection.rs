@@ -1,4 +1,4 @@
-//! One connection: a coroutine on the core that its descriptor belongs to.
+//! One connection: a coroutine on the worker that its descriptor belongs to.
 //!
 //! Owns the reading, the order of answers, the time limits of each phase and the closing. Invariant: one request at
 //! a time, answers in the order of requests; a request that is not whole has no effect. Leaves it to the [`Service`] to
@@ -8,7 +8,7 @@ use super::body::BodySkipper;
 use super::request::{self, Body, MAX_HEAD_BYTES, Method, Parse, Reject};
 use super::response::Responder;
 use super::service::Service;
-use super::side::{CoreServer, Shared};
+use super::side::{Shared, WorkerServer};
 use rustix::buffer::spare_capacity;
 use rustix::net::{SendFlags, Shutdown};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ const OUTPUT_BYTES: usize = 1024;
 const OUTPUT_LIMIT: usize = 16 << 10;
 /// What of the output's memory is kept between answers.
 const OUTPUT_KEPT: usize = 2 * OUTPUT_LIMIT;
-/// Reads that fill the whole buffer, one after the other, before the connection lets its core go on with others. A peer
+/// Reads that fill the whole buffer, one after the other, before the connection lets its worker go on with others. A peer
 /// that sends faster than the server parses would never let go by itself.
 const READS_IN_A_ROW: usize = 16;
 
@@ -54,7 +54,7 @@ struct Begun {
 struct Ended;
 
 pub(super) struct Connection<S: Service> {
-    server: Arc<CoreServer<S>>,
+    server: Arc<WorkerServer<S>>,
     shared: Arc<Shared>,
     session: S::Session,
     input: Vec<u8>,
@@ -68,8 +68,8 @@ pub(super) struct Connection<S: Service> {
 }
 
 impl<S: Service> Connection<S> {
-    pub(super) fn new(server: Arc<CoreServer<S>>, shared: Arc<Shared>) -> Connection<S> {
-        let session = server.service().session(server.core(), shared.io.waker());
+    pub(super) fn new(server: Arc<WorkerServer<S>>, shared: Arc<Shared>) -> Connection<S> {
+        let session = server.service().session(server.worker(), shared.io.waker());
         Connection {
             server,
             shared,
@@ -255,7 +255,7 @@ impl<S: Service> Connection<S> {
 
     /// Waits for an event, or for the waker.
     fn wait(&mut self) {
-        crate::core::debug_assert_on(self.server.core());
+        crate::worker::debug_assert_on(self.server.worker());
         self.events |= self.shared.io.wait();
     }
 
@@ -296,7 +296,7 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Lets the core go on with others until its next tick.
+    /// Lets the worker go on with others until its next tick.
     fn pause(&mut self) -> Result<(), Ended> {
         self.full_reads = 0;
         self.shared.set_paused();

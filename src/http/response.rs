@@ -28,7 +28,7 @@ pub struct Responder<'a> {
 
 /// One more header line.
 #[derive(Clone, Copy, Debug)]
-pub enum Extra {
+pub enum ExtraHeader {
     /// `Retry-After`, in seconds.
     RetryAfter(u64),
     /// Whole lines, each with its CRLF.
@@ -37,17 +37,17 @@ pub enum Extra {
     None,
 }
 
-impl Extra {
+impl ExtraHeader {
     /// `Retry-After` of one or two seconds, at random: recoveries take about this long, and the clients of an outage do
     /// not all return in the same second. Draws from the thread's own generator: no allocation, no lock.
-    pub fn retry_soon() -> Extra {
-        Extra::RetryAfter(fastrand::u64(1..=2))
+    pub fn retry_soon() -> ExtraHeader {
+        ExtraHeader::RetryAfter(fastrand::u64(1..=2))
     }
 }
 
 impl Responder<'_> {
     /// A JSON response; `body` appends its text.
-    pub fn json(&mut self, status: u16, extra: Extra, body: impl FnOnce(&mut Vec<u8>)) {
+    pub fn json(&mut self, status: u16, extra: ExtraHeader, body: impl FnOnce(&mut Vec<u8>)) {
         self.scratch.clear();
         body(self.scratch);
         self.head(status, "application/json", extra, self.scratch.len());
@@ -55,7 +55,7 @@ impl Responder<'_> {
     }
 
     /// A response of another type.
-    pub fn text(&mut self, status: u16, content_type: &str, extra: Extra, body: &str) {
+    pub fn text(&mut self, status: u16, content_type: &str, extra: ExtraHeader, body: &str) {
         self.scratch.clear();
         self.scratch.extend_from_slice(body.as_bytes());
         self.head(status, content_type, extra, body.len());
@@ -63,7 +63,7 @@ impl Responder<'_> {
     }
 
     /// 204: neither a body nor the headers that describe one.
-    pub fn no_content(&mut self, extra: Extra) {
+    pub fn no_content(&mut self, extra: ExtraHeader) {
         self.answers.count(204);
         self.out.extend_from_slice(status_line(204).as_bytes());
         self.out.extend_from_slice(b"Date: ");
@@ -71,7 +71,7 @@ impl Responder<'_> {
     }
 
     /// A refusal: `{"error":…,"message":…}`. Both texts must be free of what JSON escapes.
-    pub fn refuse(&mut self, status: u16, extra: Extra, error: &str, message: &str) {
+    pub fn refuse(&mut self, status: u16, extra: ExtraHeader, error: &str, message: &str) {
         self.json(status, extra, |body| {
             for part in ["{\"error\":\"", error, "\",\"message\":\"", message, "\"}"] {
                 body.extend_from_slice(part.as_bytes());
@@ -81,15 +81,15 @@ impl Responder<'_> {
 
     /// The answer to a connection that is one too many, before its request is read.
     pub fn full(&mut self) {
-        self.refuse(503, Extra::retry_soon(), "unavailable", "too many connections at once");
+        self.refuse(503, ExtraHeader::retry_soon(), "unavailable", "too many connections at once");
     }
 
     /// The answer to what is not a request.
     pub fn reject(&mut self, reject: Reject) {
-        self.refuse(reject.status(), Extra::None, reject.word(), &reject.to_string());
+        self.refuse(reject.status(), ExtraHeader::None, reject.word(), &reject.to_string());
     }
 
-    fn head(&mut self, status: u16, content_type: &str, extra: Extra, length: usize) {
+    fn head(&mut self, status: u16, content_type: &str, extra: ExtraHeader, length: usize) {
         self.answers.count(status);
         let mut digits = itoa::Buffer::new();
         let out = &mut *self.out;
@@ -101,15 +101,15 @@ impl Responder<'_> {
     }
 
     /// The date and what follows it.
-    fn end_of_head(&mut self, extra: Extra) {
+    fn end_of_head(&mut self, extra: ExtraHeader) {
         let mut digits = itoa::Buffer::new();
         let out = &mut *self.out;
         out.extend_from_slice(self.date);
         out.extend_from_slice(b"\r\n");
         match extra {
-            Extra::None => {}
-            Extra::Lines(lines) => out.extend_from_slice(lines.as_bytes()),
-            Extra::RetryAfter(seconds) => {
+            ExtraHeader::None => {}
+            ExtraHeader::Lines(lines) => out.extend_from_slice(lines.as_bytes()),
+            ExtraHeader::RetryAfter(seconds) => {
                 out.extend_from_slice(b"Retry-After: ");
                 out.extend_from_slice(digits.format(seconds).as_bytes());
                 out.extend_from_slice(b"\r\n");
@@ -159,7 +159,7 @@ mod tests {
             let (answers, date) = (&Answers::default(), b"Thu, 01 Jan 1970 00:00:00 GMT");
             let mut r =
                 Responder { out: &mut out, scratch: &mut scratch, answers, date, keep_alive, http_11, head_only };
-            r.refuse(409, Extra::RetryAfter(7), "sold_out", "x");
+            r.refuse(409, ExtraHeader::RetryAfter(7), "sold_out", "x");
             assert_eq!(answers.counts().iter().sum::<u64>(), 1);
             let start = "HTTP/1.1 409 Conflict\r\nContent-Type: application/json\r\nContent-Length: 34\r\n\
                          Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nRetry-After: 7\r\n";

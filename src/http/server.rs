@@ -1,14 +1,14 @@
 //! The server: one listening socket and all that is served through it.
 //!
-//! Owns its parts, its ticks and the steps of its end. Leaves accepting to the acceptor, and each core's connections to that
-//! core's side.
+//! Owns its parts, its ticks and the steps of its end. Leaves accepting to the acceptor, and each worker's connections to that
+//! worker's side.
 
 use super::accept::Acceptor;
 use super::answers::STATUSES;
 use super::listen::Listener;
 use super::service::Service;
-use super::side::{Common, CoreServer, Phase};
-use crate::core::{Bell, Cores, Watched};
+use super::side::{Common, Phase, WorkerServer};
+use crate::worker::{Bell, Watched, Workers};
 use may::io::WaitIoWaker;
 use parking_lot::Mutex;
 use std::io;
@@ -25,7 +25,7 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 /// The server.
 pub struct Server<S> {
     common: Arc<Common<S>>,
-    sides: Vec<Arc<CoreServer<S>>>,
+    sides: Vec<Arc<WorkerServer<S>>>,
     acceptor: AcceptorWaker,
     address: SocketAddr,
     /// What was last told of full places.
@@ -33,7 +33,7 @@ pub struct Server<S> {
 }
 
 struct AcceptorWaker {
-    core: usize,
+    worker: usize,
     waker: WaitIoWaker,
     /// Set while the acceptor waits for the next tick.
     paused: Arc<AtomicBool>,
@@ -65,27 +65,33 @@ impl<S: Service> Server<S> {
     ///
     /// # Errors
     /// No descriptors or no memory for the acceptor.
-    pub fn start(cores: Cores, listener: Listener, service: Arc<S>, max_connections: usize) -> io::Result<Server<S>> {
+    pub fn start(
+        workers: Workers,
+        listener: Listener,
+        service: Arc<S>,
+        max_connections: usize,
+    ) -> io::Result<Server<S>> {
         let Listener(listener) = listener;
         let address = SocketAddr::try_from(rustix::net::getsockname(&listener)?).map_err(io::Error::other)?;
         let idle = service.idle();
-        let common = Arc::new(Common::new(service, cores, max_connections));
-        let sides: Vec<_> = cores.all().map(|core| Arc::new(CoreServer::new(core, common.clone(), idle))).collect();
-        let core = cores.of_fd(&listener);
+        let common = Arc::new(Common::new(service, workers, max_connections));
+        let sides: Vec<_> =
+            workers.all().map(|worker| Arc::new(WorkerServer::new(worker, common.clone(), idle))).collect();
+        let worker = workers.of_fd(&listener);
         let listener = Watched::new(listener)?;
         let paused = Arc::new(AtomicBool::new(false));
-        let waker = AcceptorWaker { core, waker: listener.waker(), paused: paused.clone() };
+        let waker = AcceptorWaker { worker, waker: listener.waker(), paused: paused.clone() };
         let acceptor = Acceptor {
             listener,
             common: common.clone(),
             sides: sides.clone(),
-            core,
+            worker,
             paused,
-            turn: Bell::new(cores, core)?,
+            turn: Bell::new(workers, worker)?,
             told_until: None,
             full_at_ms: None,
         };
-        cores.spawn_vital(core, "the acceptor", move || acceptor.run())?;
+        workers.spawn_vital(worker, "the acceptor", move || acceptor.run())?;
         Ok(Server { common, sides, acceptor: waker, address, told: Mutex::default() })
     }
 
@@ -94,11 +100,11 @@ impl<S: Service> Server<S> {
         self.address
     }
 
-    /// A core's tick, on that core: ends what is overdue and keeps the date.
-    pub fn tick(&self, core: usize) {
-        let Some(side) = self.sides.get(core) else { return };
+    /// A worker's tick, on that worker: ends what is overdue and keeps the date.
+    pub fn tick(&self, worker: usize) {
+        let Some(side) = self.sides.get(worker) else { return };
         side.tick();
-        if core == self.acceptor.core {
+        if worker == self.acceptor.worker {
             let closing = self.common.is_at_least(Phase::Closing) && !self.common.is_at_least(Phase::Ending);
             if self.acceptor.paused.swap(false, Ordering::Relaxed) || closing {
                 self.acceptor.waker.wakeup();
@@ -113,7 +119,7 @@ impl<S: Service> Server<S> {
     }
 
     /// From any thread: accept what the kernel has let in and nothing more, and end each connection after the answer that it
-    /// waits for. The cores notice at their next tick.
+    /// waits for. The workers notice at their next tick.
     pub fn close(&self) {
         self.common.advance(Phase::Closing);
     }

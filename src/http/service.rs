@@ -15,8 +15,8 @@ pub trait Service: Send + Sync + 'static {
     /// What there is to say to a request.
     type Answer;
 
-    /// A new connection on `core`, whose coroutine `waker` wakes.
-    fn session(&self, core: usize, waker: WaitIoWaker) -> Self::Session;
+    /// A new connection on `worker`, whose coroutine `waker` wakes.
+    fn session(&self, worker: usize, waker: WaitIoWaker) -> Self::Session;
     /// Takes a request whose body has arrived. `None`: the answer will come, and the waker with it.
     fn begin(&self, session: &mut Self::Session, head: &Head<'_>) -> Option<Self::Answer>;
     /// After a wake-up: the answer, if it is there.

@@ -1,12 +1,12 @@
-//! What the server shares: with all its connections, with those of one core, and with a single one.
+//! What the server shares: with all its connections, with those of one worker, and with a single one.
 //!
-//! Owns the phases of a server's end, the counts, each core's clock and date, the sweep that ends what is overdue, and
+//! Owns the phases of a server's end, the counts, each worker's clock and date, the sweep that ends what is overdue, and
 //! the lists of connections that have been idle longest. Invariant: a connection is ended by its own coroutine alone; others
 //! only mark it and make its socket ready. Leaves reading and writing to the connection, and accepting to the acceptor.
 
 use super::answers::Answers;
 use super::response::HttpDate;
-use crate::core::{Cores, Watched};
+use crate::worker::{Watched, Workers};
 use parking_lot::Mutex;
 use rustix::net::{RecvFlags, Shutdown};
 use slab::Slab;
@@ -20,7 +20,7 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// How long a connection is idle until its buffer shrinks to the usual size. Long requests that follow each other closely
 /// find the buffer as it was.
 const SHRINK_AFTER: Duration = Duration::from_secs(1);
-/// How many connections a core lists as those that have been idle longest. The list is made anew at each tick, so this
+/// How many connections a worker lists as those that have been idle longest. The list is made anew at each tick, so this
 /// bounds how many give way between two ticks.
 const LISTED_IDLE: usize = 256;
 
@@ -38,10 +38,10 @@ pub(super) enum Phase {
     Ending,
 }
 
-/// What all cores share.
+/// What all workers share.
 pub(super) struct Common<S> {
     pub(super) service: Arc<S>,
-    pub(super) cores: Cores,
+    pub(super) workers: Workers,
     pub(super) began: Instant,
     pub(super) max_connections: usize,
     /// Connections that are open, those included that have to give way and have not yet ended.
@@ -58,10 +58,10 @@ pub(super) struct Common<S> {
 }
 
 impl<S> Common<S> {
-    pub(super) fn new(service: Arc<S>, cores: Cores, max_connections: usize) -> Common<S> {
+    pub(super) fn new(service: Arc<S>, workers: Workers, max_connections: usize) -> Common<S> {
         Common {
             service,
-            cores,
+            workers,
             began: Instant::now(),
             max_connections,
             connections: AtomicUsize::new(0),
@@ -94,9 +94,9 @@ impl<S> Common<S> {
     }
 }
 
-/// A core's side of the server.
-pub struct CoreServer<S> {
-    core: usize,
+/// A worker's side of the server.
+pub struct WorkerServer<S> {
+    worker: usize,
     pub(super) common: Arc<Common<S>>,
     pub(super) open: Mutex<Slab<Arc<Shared>>>,
     /// The connections that have been idle longest, the one that has been so longest at the end, each with its deadline.
@@ -117,10 +117,10 @@ const BUSY: u8 = 0;
 const IDLE: u8 = 1;
 const GIVING_WAY: u8 = 2;
 
-/// What others see of a connection: the sweep of its core, and the acceptor.
+/// What others see of a connection: the sweep of its worker, and the acceptor.
 pub(super) struct Shared {
     pub(super) io: Watched,
-    /// When the present phase is over, in the core's milliseconds; 0 once it is.
+    /// When the present phase is over, in the worker's milliseconds; 0 once it is.
     deadline_ms: AtomicU64,
     /// [`IDLE`] while it waits for a request of which nothing has been read yet.
     occupation: AtomicU8,
@@ -144,7 +144,7 @@ impl Shared {
         }
     }
 
-    /// On the core's tick: wakes a connection that has something to notice.
+    /// On the worker's tick: wakes a connection that has something to notice.
     fn sweep(&self, now_ms: u64, idle_ms: u64, ending: bool) {
         let deadline = self.deadline_ms.load(Ordering::Relaxed);
         let (mut over, mut wake) = (deadline <= now_ms, self.paused.swap(false, Ordering::Relaxed));
@@ -210,8 +210,8 @@ impl Shared {
         self.grown.load(Ordering::Relaxed)
     }
 
-    /// From any core: ends the connection if it is still idle since it got `deadline`, and nothing has come on it. The end
-    /// of its socket is an event on its own core, where its coroutine then finds out.
+    /// From any worker: ends the connection if it is still idle since it got `deadline`, and nothing has come on it. The end
+    /// of its socket is an event on its own worker, where its coroutine then finds out.
     fn give_way(&self, deadline: u64) -> bool {
         let still = self.deadline_ms.load(Ordering::Relaxed) == deadline && self.is_idle();
         let nothing_came = || {
@@ -228,11 +228,11 @@ impl Shared {
     }
 }
 
-impl<S> CoreServer<S> {
-    /// The side of `core`; `idle` is the service's limit of idleness.
-    pub(super) fn new(core: usize, common: Arc<Common<S>>, idle: Duration) -> CoreServer<S> {
-        let side = CoreServer {
-            core,
+impl<S> WorkerServer<S> {
+    /// The side of `worker`; `idle` is the service's limit of idleness.
+    pub(super) fn new(worker: usize, common: Arc<Common<S>>, idle: Duration) -> WorkerServer<S> {
+        let side = WorkerServer {
+            worker,
             common,
             open: Mutex::new(Slab::new()),
             idle_longest: Mutex::new(Vec::new()),
@@ -246,15 +246,15 @@ impl<S> CoreServer<S> {
         side
     }
 
-    pub(super) fn core(&self) -> usize {
-        self.core
+    pub(super) fn worker(&self) -> usize {
+        self.worker
     }
 
     pub(super) fn service(&self) -> &S {
         &self.common.service
     }
 
-    /// Where this core's answers are counted.
+    /// Where this worker's answers are counted.
     pub(super) fn answers(&self) -> &Answers {
         &self.answers
     }
@@ -267,7 +267,7 @@ impl<S> CoreServer<S> {
         self.date.lock().1
     }
 
-    /// The core's milliseconds, as of its last tick.
+    /// The worker's milliseconds, as of its last tick.
     pub(super) fn now_ms(&self) -> u64 {
         self.now_ms.load(Ordering::Relaxed)
     }
@@ -277,7 +277,7 @@ impl<S> CoreServer<S> {
         self.now_ms().saturating_add(millis(time)).max(1)
     }
 
-    /// On the core's tick: keeps the date, ends what is overdue, and lists who has been idle longest if that may be asked.
+    /// On the worker's tick: keeps the date, ends what is overdue, and lists who has been idle longest if that may be asked.
     pub(super) fn tick(&self) {
         self.update_date();
         let now_ms = millis(self.common.began.elapsed());
@@ -305,12 +305,12 @@ impl<S> CoreServer<S> {
         list.extend(found.iter().filter_map(|(deadline, key)| Some((*deadline, Arc::downgrade(open.get(*key)?)))));
     }
 
-    /// From any core: since when the longest idle connection of the list has been so, as a deadline.
+    /// From any worker: since when the longest idle connection of the list has been so, as a deadline.
     pub(super) fn longest_idle(&self) -> Option<u64> {
         self.idle_longest.lock().last().map(|(deadline, _)| *deadline)
     }
 
-    /// From any core: has the longest idle connection give way. `false` if it turns out not to be idle any more.
+    /// From any worker: has the longest idle connection give way. `false` if it turns out not to be idle any more.
     pub(super) fn end_longest_idle(&self) -> bool {
         let longest = self.idle_longest.lock().pop();
         let gives_way = longest.is_some_and(|(deadline, connection)| {

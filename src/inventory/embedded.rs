@@ -8,11 +8,11 @@
 mod unwritten;
 
 use super::memory::{Decision, MemorySale};
-use super::{Gate, Inventory, Progress};
+use super::{Inventory, Progress, SharedView};
 use crate::code::HoldNumbers;
-use crate::core::{Bell, Cores, Ticket, Waiter};
 use crate::domain::{EMBEDDED_EPOCH, Id, Outcome, Record, Request, SaleId, Terms};
-use crate::record::{Ack, Counters, Handoff, Recorder, TakeBack};
+use crate::record::{Ack, Counters, Handoff, Recorder, Undo};
+use crate::worker::{Bell, Ticket, Waiter, Workers};
 use may::io::WaitIoWaker;
 use parking_lot::Mutex;
 use std::io;
@@ -64,7 +64,7 @@ impl Sales {
     }
 }
 
-impl TakeBack for Sales {
+impl Undo for Sales {
     fn take_back(&self, refused: &mut Vec<Box<Handoff>>, rest: &mut dyn FnMut(&mut Vec<Box<Handoff>>)) {
         let mut state = self.0.lock();
         rest(refused);
@@ -83,7 +83,7 @@ pub struct Parts {
     /// The sales that are open, from the keeper.
     pub sales: Sales,
     /// What may be sold, from the keeper.
-    pub gate: Gate,
+    pub view: SharedView,
     /// The numbers of this life's holds.
     pub numbers: HoldNumbers,
     /// The way to the ledger.
@@ -96,9 +96,9 @@ struct Pending {
     request: Request,
 }
 
-/// One core's gathering of requests.
-struct Desk {
-    core: usize,
+/// One worker's gathering of requests.
+struct WorkerQueue {
+    worker: usize,
     waker: WaitIoWaker,
     pending: Mutex<Vec<Pending>>,
 }
@@ -106,35 +106,35 @@ struct Desk {
 /// The embedded inventory.
 pub struct EmbeddedInventory {
     parts: Parts,
-    desks: Vec<Desk>,
+    queues: Vec<WorkerQueue>,
 }
 
 impl EmbeddedInventory {
-    /// Starts a driver on every core.
-    pub fn start(cores: Cores, parts: Parts) -> io::Result<Arc<EmbeddedInventory>> {
-        let mut bells = Vec::with_capacity(cores.count());
-        let mut desks = Vec::with_capacity(cores.count());
-        for core in cores.all() {
-            let bell = Bell::new(cores, core)?;
-            desks.push(Desk { core, waker: bell.waker(), pending: Mutex::new(Vec::new()) });
+    /// Starts a driver on every worker.
+    pub fn start(workers: Workers, parts: Parts) -> io::Result<Arc<EmbeddedInventory>> {
+        let mut bells = Vec::with_capacity(workers.count());
+        let mut queues = Vec::with_capacity(workers.count());
+        for worker in workers.all() {
+            let bell = Bell::new(workers, worker)?;
+            queues.push(WorkerQueue { worker, waker: bell.waker(), pending: Mutex::new(Vec::new()) });
             bells.push(bell);
         }
-        let inventory = Arc::new(EmbeddedInventory { parts, desks });
-        for (core, bell) in bells.into_iter().enumerate() {
+        let inventory = Arc::new(EmbeddedInventory { parts, queues });
+        for (worker, bell) in bells.into_iter().enumerate() {
             let inventory = inventory.clone();
-            cores.spawn_vital(core, "the driver of a core's requests", move || inventory.drive(core, &bell))?;
+            workers.spawn_vital(worker, "the driver of a worker's requests", move || inventory.drive(worker, &bell))?;
         }
         Ok(inventory)
     }
 
     /// Decides the requests of each turn together.
-    fn drive(&self, core: usize, bell: &Bell) {
-        let Some(desk) = self.desks.get(core) else { return };
+    fn drive(&self, worker: usize, bell: &Bell) {
+        let Some(queue) = self.queues.get(worker) else { return };
         let (mut batch, mut told) = (Vec::new(), Vec::new());
         loop {
             bell.wait();
-            std::mem::swap(&mut batch, &mut *desk.pending.lock());
-            self.decide(desk, &mut batch, &mut told);
+            std::mem::swap(&mut batch, &mut *queue.pending.lock());
+            self.decide(queue, &mut batch, &mut told);
             for Ack { waiter, ticket, outcome } in told.drain(..) {
                 waiter.deliver(ticket, outcome);
             }
@@ -142,7 +142,7 @@ impl EmbeddedInventory {
     }
 
     /// Decides `batch` in its order. What nobody has to wait for is left in `told`.
-    fn decide(&self, desk: &Desk, batch: &mut Vec<Pending>, told: &mut Vec<Ack>) {
+    fn decide(&self, queue: &WorkerQueue, batch: &mut Vec<Pending>, told: &mut Vec<Ack>) {
         let counters = self.parts.recorder.counters();
         let mut state = self.parts.sales.0.lock();
         // Under the lock: what the writer was refused is undone before it counts as settled.
@@ -161,7 +161,7 @@ impl EmbeddedInventory {
             if let Some(other) = handoff.take_if(|handoff| handoff.records.sale != sale) {
                 self.hand_over(&mut state, other, told);
             }
-            let handoff = handoff.get_or_insert_with(|| self.parts.recorder.blank(desk.core, sale, EMBEDDED_EPOCH));
+            let handoff = handoff.get_or_insert_with(|| self.parts.recorder.blank(queue.worker, sale, EMBEDDED_EPOCH));
             if let Some(record) = fact {
                 state.unwritten.note(sale, &record);
                 handoff.records.push(&record);
@@ -200,7 +200,7 @@ impl EmbeddedInventory {
             Err(mut refused) => {
                 undo(&mut state.open, &refused);
                 told.extend(refused.acks.drain(..).map(|ack| Ack { outcome: Outcome::Unavailable, ..ack }));
-                self.parts.recorder.give_back(refused);
+                self.parts.recorder.recycle(refused);
             }
         }
     }
@@ -248,9 +248,9 @@ fn undo(sales: &mut [MemorySale], handoff: &Handoff) {
 
 impl Inventory for EmbeddedInventory {
     fn submit(&self, waiter: &Arc<Waiter>, ticket: Ticket, request: &Request) -> Option<Outcome> {
-        crate::core::debug_assert_on(waiter.core());
-        let Some(desk) = self.desks.get(waiter.core()) else { return Some(Outcome::Unavailable) };
-        let view = self.parts.gate.load();
+        crate::worker::debug_assert_on(waiter.worker());
+        let Some(queue) = self.queues.get(waiter.worker()) else { return Some(Outcome::Unavailable) };
+        let view = self.parts.view.load();
         if !view.selling {
             return Some(Outcome::Unavailable);
         }
@@ -259,32 +259,32 @@ impl Inventory for EmbeddedInventory {
         {
             return Some(outcome);
         }
-        let mut pending = desk.pending.lock();
+        let mut pending = queue.pending.lock();
         pending.push(Pending { waiter: waiter.clone(), ticket, request: *request });
         if pending.len() == 1 {
-            desk.waker.wakeup();
+            queue.waker.wakeup();
         }
         None
     }
 
-    fn tick(&self, _core: usize) {}
+    fn tick(&self, _worker: usize) {}
 
-    fn written(&self, _core: usize, mut handoff: Box<Handoff>, ok: bool) {
+    fn written(&self, _worker: usize, mut handoff: Box<Handoff>, ok: bool) {
         // What the ledger did not take is undone already: see `Sales::take_back`.
         for Ack { waiter, ticket, outcome } in handoff.acks.drain(..) {
             waiter.deliver(ticket, if ok { outcome } else { Outcome::Unavailable });
         }
-        self.parts.recorder.give_back(handoff);
+        self.parts.recorder.recycle(handoff);
     }
 
     fn is_ready(&self) -> bool {
         // Nothing is decided that the ledger does not take, nor without a sale that is on.
-        let on = self.parts.gate.load().sale_at(wall_clock_ms()).is_some();
+        let on = self.parts.view.load().sale_at(wall_clock_ms()).is_some();
         on && !self.parts.recorder.counters().is_refusing()
     }
 
-    fn undecided(&self, core: usize) -> usize {
-        self.desks.get(core).map_or(0, |desk| desk.pending.lock().len())
+    fn undecided(&self, worker: usize) -> usize {
+        self.queues.get(worker).map_or(0, |queue| queue.pending.lock().len())
     }
 }
 
@@ -305,7 +305,7 @@ mod tests {
         if let Decision::Decided { record: Some(record), .. } = work(sale) {
             records.push(&record);
         }
-        Box::new(Handoff { core: 0, records, acks: Vec::new() })
+        Box::new(Handoff { worker: 0, records, acks: Vec::new() })
     }
 
     #[test]
@@ -383,7 +383,7 @@ mod tests {
         // Of a sale that is gone.
         let hold = HoldKey { sale: SaleId(1), number: HoldNumber(1) };
         sales.take_back(
-            &mut vec![Box::new(Handoff { core: 0, records: Records::new(hold.sale, EMBEDDED_EPOCH), acks: vec![] })],
+            &mut vec![Box::new(Handoff { worker: 0, records: Records::new(hold.sale, EMBEDDED_EPOCH), acks: vec![] })],
             &mut |_| {},
         );
     }

@@ -1,36 +1,36 @@
 //! The inventory: who decides. Redis, or memory when embedded.
 //!
-//! Owns the trait that the service sees and the view that the keeper gives to the cores. Refuses to know HTTP, the
+//! Owns the trait that the service sees and the view that the keeper gives to the workers. Refuses to know HTTP, the
 //! ledger's kind and how sales come to be opened.
 
 pub mod embedded;
 pub mod memory;
 pub mod redis;
 
-use crate::core::{Ticket, Waiter};
 use crate::domain::{Outcome, Request, SaleId, Terms};
 use crate::record::Handoff;
+use crate::worker::{Ticket, Waiter};
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Decides checkouts and purchases. [`submit`](Inventory::submit), [`tick`](Inventory::tick) and
-/// [`written`](Inventory::written) are called on the core that they are about; no call blocks.
+/// [`written`](Inventory::written) are called on the worker that they are about; no call blocks.
 pub trait Inventory: Send + Sync + 'static {
     /// Decides now, or has the decision delivered to `waiter` later (`None`).
     fn submit(&self, waiter: &Arc<Waiter>, ticket: Ticket, request: &Request) -> Option<Outcome>;
 
     /// Some time has passed: notice what is overdue.
-    fn tick(&self, core: usize);
+    fn tick(&self, worker: usize);
 
     /// Answers wait for these records; now they are in the ledger, or it gave them up.
-    fn written(&self, core: usize, handoff: Box<Handoff>, ok: bool);
+    fn written(&self, worker: usize, handoff: Box<Handoff>, ok: bool);
 
-    /// Whether every core can have its requests decided. From any thread.
+    /// Whether every worker can have its requests decided. From any thread.
     fn is_ready(&self) -> bool;
 
-    /// How many requests this core has that are not decided yet. From any thread, when selling has stopped.
-    fn undecided(&self, core: usize) -> usize;
+    /// How many requests this worker has that are not decided yet. From any thread, when selling has stopped.
+    fn undecided(&self, worker: usize) -> usize;
 }
 
 /// The inventory's clock, carried on by the local monotonic one.
@@ -53,14 +53,14 @@ impl Clock {
     }
 }
 
-/// What the cores need to know to ask for a decision.
+/// What the workers need to know to ask for a decision.
 #[derive(Clone, Debug)]
 pub struct View {
     /// The epoch in force.
     pub epoch: u64,
     /// Whether anything may be sold: not before the first opening, and not while a loss is suspected.
     pub selling: bool,
-    /// Whether the inventory answered the keeper when it looked last, and took writes. The cores find out by themselves;
+    /// Whether the inventory answered the keeper when it looked last, and took writes. The workers find out by themselves;
     /// this is for health checks while no request comes.
     pub reachable: bool,
     /// The sales that have been opened and have not ended more than [`ENDED_KEPT_MS`] ago, by their start.
@@ -145,10 +145,10 @@ pub struct Progress {
     pub purchased: u64,
 }
 
-/// The view, as the keeper publishes it and the cores read it.
-pub type Gate = Arc<ArcSwap<View>>;
+/// The view, as the keeper publishes it and the workers read it.
+pub type SharedView = Arc<ArcSwap<View>>;
 
-/// What a core has seen that the keeper should look into.
+/// What a worker has seen that the keeper should look into.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Suspicion {
     /// The state of a sale that was opened is not there, is not whole, or does not sell.

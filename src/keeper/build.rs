@@ -5,7 +5,7 @@
 //! Redis may be a slow one. Refuses to decide when anything is built.
 
 use super::layout::{queue_entry, write_record, write_share};
-use super::merge::{Known, Place, Rebuilt};
+use super::merge::{HoldFacts, HoldState, RebuiltSale};
 use super::store::{CHUNK, KEEP_SECONDS, Store};
 use crate::domain::{Id, Terms};
 use crate::inventory::redis::scripts::{self, queue_key, state_key};
@@ -26,7 +26,7 @@ impl Store {
         &mut self,
         terms: &Terms,
         epoch: u64,
-        rebuilt: &Rebuilt,
+        rebuilt: &RebuiltSale,
         alive: &mut dyn FnMut() -> Result<(), String>,
     ) -> Result<Built, String> {
         let built = Built::name(terms, epoch);
@@ -48,7 +48,7 @@ impl Store {
     fn fill(
         &mut self,
         built: &Built,
-        rebuilt: &Rebuilt,
+        rebuilt: &RebuiltSale,
         alive: &mut dyn FnMut() -> Result<(), String>,
     ) -> Result<(), String> {
         let Built { state, queue, .. } = built;
@@ -63,12 +63,12 @@ impl Store {
                 set.arg(state);
                 for (number, (known, place)) in chunk {
                     set.arg(format!("h:{number}")).arg(write_record(known, *place));
-                    if *place == Place::Expired {
+                    if *place == HoldState::Expired {
                         continue;
                     }
                     let (items, last_ms) = users.entry(known.user).or_default();
                     *items += 1;
-                    if *place == Place::Held {
+                    if *place == HoldState::Held {
                         *last_ms = known.expires_ms.max(*last_ms);
                     }
                 }
@@ -90,9 +90,9 @@ impl Store {
             self.send(sets, state)?;
             alive()?;
         }
-        let mut live: Vec<_> = holds.iter().filter(|(_, (_, place))| *place == Place::Held).collect();
+        let mut live: Vec<_> = holds.iter().filter(|(_, (_, place))| *place == HoldState::Held).collect();
         live.sort_by_key(|(number, (known, _))| (known.expires_ms, **number));
-        let push = |entries: &[&(&u64, &(Known, Place))]| {
+        let push = |entries: &[&(&u64, &(HoldFacts, HoldState))]| {
             let mut push = cmd("RPUSH");
             push.arg(queue);
             for (number, (known, _)) in entries {
@@ -133,10 +133,10 @@ impl Store {
     }
 
     /// The fields of the state that are no hold's and no user's.
-    fn write_terms(&self, built: &Built, rebuilt: &Rebuilt) -> Cmd {
+    fn write_terms(&self, built: &Built, rebuilt: &RebuiltSale) -> Cmd {
         let Built { terms, epoch, state, .. } = built;
         let free = terms.items.saturating_sub(rebuilt.purchased + rebuilt.held);
-        let with_checkout = |known: &&Known| known.has_checkout();
+        let with_checkout = |known: &&HoldFacts| known.has_checkout();
         let taken = rebuilt.holds.values().map(|(known, _)| known).filter(with_checkout).count() as u64;
         let apart = rebuilt.misfits.iter().map(|(_, known)| known).filter(with_checkout).count() as u64;
         let mut set = cmd("HSET");

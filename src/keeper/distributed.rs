@@ -1,6 +1,6 @@
 //! The keeper of a deployment on Redis and Postgres.
 //!
-//! Owns the epoch that this instance sells under and the view that its cores see. Invariant: what the view shows as
+//! Owns the epoch that this instance sells under and the view that its workers see. Invariant: what the view shows as
 //! selling was found good, or was opened, under an epoch that this instance is a member of.
 
 use super::milestones::{self, Milestones};
@@ -8,7 +8,7 @@ use super::owner::Owner;
 use super::store::Store;
 use crate::config::SaleSettings;
 use crate::domain::{Records, SaleId, Terms};
-use crate::inventory::{CLOCK_TOLERANCE_MS, ENDED_KEPT_MS, Gate, Inventory, Suspicion, View};
+use crate::inventory::{CLOCK_TOLERANCE_MS, ENDED_KEPT_MS, Inventory, SharedView, Suspicion, View};
 use crate::ledger::{Epoch, Fence};
 use crate::record::{Handoff, Recorder};
 use crossbeam_channel::{Receiver, select};
@@ -18,13 +18,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How often it looks around.
-const ROUND: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How often it asks the ledger whether the epoch is still the one: the other instances wait for us to let go of it.
 const LOOK_EVERY: Duration = Duration::from_millis(400);
 /// How often it looks whether sales are to be opened, and whether those that are open are still there.
 const OPEN_EVERY: Duration = Duration::from_secs(1);
 /// A suspicion is looked into at once, but not more often than this.
-const MIN_ROUND: Duration = Duration::from_millis(20);
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long starting is tried when a server cannot be reached, or says why it cannot be used.
 const CUT_OFF_WAIT: Duration = Duration::from_secs(4);
 /// How long starting is tried when both servers answer: rebuilding a large sale takes its time.
@@ -46,9 +46,9 @@ pub struct Parts {
     pub store: Store,
     /// What new sales are like.
     pub settings: SaleSettings,
-    /// Where the cores see what to sell.
-    pub gate: Gate,
-    /// What the cores found odd.
+    /// Where the workers see what to sell.
+    pub view: SharedView,
+    /// What the workers found odd.
     pub suspicions: Receiver<Suspicion>,
     /// Records of another epoch, from the writer.
     pub stale: Receiver<Box<Handoff>>,
@@ -61,13 +61,13 @@ pub struct Keeper {
     pub(super) ledger: Box<dyn Fence>,
     pub(super) store: Store,
     pub(super) settings: SaleSettings,
-    pub(super) gate: Gate,
+    pub(super) view: SharedView,
     pub(super) suspicions: Receiver<Suspicion>,
     pub(super) stale: Receiver<Box<Handoff>>,
     /// Those that are not placed yet.
     pub(super) late: VecDeque<Records>,
     pub(super) recorder: Arc<Recorder>,
-    /// Who decides, and on how many cores; not there before the first opening.
+    /// Who decides, and on how many workers; not there before the first opening.
     pub(super) inventory: Option<(Arc<dyn Inventory>, usize)>,
     pub(super) epoch: Epoch,
     /// When the ledger last did not answer, or had lost this instance's session.
@@ -81,9 +81,9 @@ pub struct Keeper {
     retry: Option<(Instant, Duration)>,
     looked: Option<Instant>,
     opened: Option<Instant>,
-    pub(super) upkeep: super::upkeep::Upkeep,
+    pub(super) maintenance: super::maintenance::Maintenance,
     pub(super) reconciliation: super::reconcile::Reconciliation,
-    trouble: Option<String>,
+    problem: Option<String>,
     pub(super) refusals: super::refusals::Refusals,
     milestones: Milestones,
     followed: Option<Instant>,
@@ -101,7 +101,7 @@ impl Keeper {
             ledger: parts.ledger,
             store: parts.store,
             settings: parts.settings,
-            gate: parts.gate,
+            view: parts.view,
             suspicions: parts.suspicions,
             stale: parts.stale,
             late: VecDeque::new(),
@@ -115,9 +115,9 @@ impl Keeper {
             retry: None,
             looked: None,
             opened: None,
-            upkeep: Default::default(),
+            maintenance: Default::default(),
             reconciliation: Default::default(),
-            trouble: None,
+            problem: None,
             refusals: Default::default(),
             milestones: Milestones::default(),
             followed: None,
@@ -135,16 +135,16 @@ impl Keeper {
                 Ok(()) if keeper.selling => return Ok(keeper),
                 Ok(()) => {}
                 // Of this no waiting comes to an end.
-                Err(trouble) if keeper.refused.is_some() => return Err(format!("REDIS_ADDR: {trouble}")),
-                Err(trouble) => {
+                Err(problem) if keeper.refused.is_some() => return Err(format!("REDIS_ADDR: {problem}")),
+                Err(problem) => {
                     let waited = begun.elapsed();
                     if waited > START_WAIT || (waited > CUT_OFF_WAIT && keeper.is_cut_off()) {
-                        return Err(trouble);
+                        return Err(problem);
                     }
-                    keeper.report(Err(trouble));
+                    keeper.report(Err(problem));
                 }
             }
-            std::thread::sleep(MIN_ROUND);
+            std::thread::sleep(MIN_POLL_INTERVAL);
         }
     }
 
@@ -153,17 +153,17 @@ impl Keeper {
     }
 
     /// Watches over the sales until `stop` is closed or says so.
-    pub fn run(mut self, inventory: Arc<dyn Inventory>, cores: usize, stop: &Receiver<()>) {
-        self.inventory = Some((inventory, cores));
+    pub fn run(mut self, inventory: Arc<dyn Inventory>, workers: usize, stop: &Receiver<()>) {
+        self.inventory = Some((inventory, workers));
         // An earlier life of this instance may have left records with Redis alone.
-        self.upkeep.quicken();
+        self.maintenance.quicken();
         loop {
-            let pause = if self.reconciliation.is_busy() { MIN_ROUND } else { ROUND };
+            let pause = if self.reconciliation.is_busy() { MIN_POLL_INTERVAL } else { POLL_INTERVAL };
             select! {
                 recv(stop) -> _ => return self.finish(),
                 recv(self.suspicions) -> suspicion => {
                     suspicion.into_iter().for_each(|s| self.note(s));
-                    std::thread::sleep(MIN_ROUND);
+                    std::thread::sleep(MIN_POLL_INTERVAL);
                 }
                 default(pause) => {}
             }
@@ -188,7 +188,7 @@ impl Keeper {
         while !self.late.is_empty() && Instant::now() < until {
             let result = self.round();
             self.report(result);
-            std::thread::sleep(MIN_ROUND);
+            std::thread::sleep(MIN_POLL_INTERVAL);
         }
     }
 
@@ -198,7 +198,7 @@ impl Keeper {
             // Redis' absence is no loss; what it is like when it is back is looked at each round.
             Suspicion::Away(_) => return,
             // What these calls decided has no other way into the ledger than reconciliation.
-            Suspicion::LostCalls => return self.upkeep.quicken(),
+            Suspicion::LostCalls => return self.maintenance.quicken(),
             // New connections lead to another Redis than the keeper's: it has to look at that one.
             Suspicion::Identity(_) => return self.store.reconnect(),
             // Said of a sale that is not open any more, or of an epoch that has been left since.
@@ -222,17 +222,17 @@ impl Keeper {
     fn report(&mut self, result: Result<(), String>) {
         match result {
             Ok(()) => {
-                if let Some(trouble) = self.trouble.take() {
-                    tracing::info!("the keeper's work succeeds again; it failed last because: {trouble}");
+                if let Some(problem) = self.problem.take() {
+                    tracing::info!("the keeper's work succeeds again; it failed last because: {problem}");
                 }
             }
             // What a refusal by Redis prevents is told by it.
             Err(_) if self.refusals.is_on() => {}
-            Err(trouble) => {
-                if self.trouble.is_none() {
-                    tracing::warn!("the keeper's work fails and is tried again: {trouble}");
+            Err(problem) => {
+                if self.problem.is_none() {
+                    tracing::warn!("the keeper's work fails and is tried again: {problem}");
                 }
-                self.trouble = Some(trouble);
+                self.problem = Some(problem);
             }
         }
     }
@@ -252,8 +252,8 @@ impl Keeper {
             self.look_at_writes();
         }
         let reachable = identity.is_ok() && !self.refusals.is_on();
-        if self.gate.load().reachable != reachable {
-            self.gate.rcu(|view| View { reachable, ..View::clone(view) });
+        if self.view.load().reachable != reachable {
+            self.view.rcu(|view| View { reachable, ..View::clone(view) });
         }
         if identity.as_ref().is_ok_and(|identity| !self.epoch.identity.is_empty() && *identity != self.epoch.identity) {
             self.doubt.get_or_insert("Redis was started anew, or is another one".into());
@@ -262,7 +262,7 @@ impl Keeper {
             self.stop_selling(&doubt);
             if identity.is_err() {
                 // Nobody who cannot reach Redis settles anything; but the others need not wait for him.
-                self.stand_aside()?;
+                self.drain_and_leave()?;
             } else {
                 self.settle(&doubt)?;
             }
@@ -278,7 +278,7 @@ impl Keeper {
             self.opened = Some(Instant::now());
             self.resume_selling()?;
         }
-        self.take_care()
+        self.maintain()
     }
 
     /// Says what is new of the sales that are on.
@@ -328,7 +328,7 @@ impl Keeper {
         self.recorder.counters().away.store(looked.is_err(), Ordering::Relaxed);
         if looked.is_err() {
             // Its records may have found no room meanwhile.
-            self.upkeep.hurry();
+            self.maintenance.hurry();
             self.ledger_away = self.looked;
         }
         looked
@@ -353,7 +353,7 @@ impl Keeper {
             self.ledger.join(self.epoch.number).map_err(|e| e.to_string())?;
         }
         let members = self.ledger.members(self.epoch.number).map_err(|e| e.to_string())?;
-        self.upkeep.see_members(self.epoch.number, members);
+        self.maintenance.see_members(self.epoch.number, members);
         Ok(())
     }
 
@@ -365,7 +365,7 @@ impl Keeper {
             );
         }
         self.selling = false;
-        self.gate.rcu(|view| View { selling: false, ..View::clone(view) });
+        self.view.rcu(|view| View { selling: false, ..View::clone(view) });
     }
 }
 

@@ -8,7 +8,7 @@ use crate::config::SaleSettings;
 use crate::domain::{EMBEDDED_EPOCH, Terms};
 use crate::inventory::embedded::{Sales, wall_clock_ms};
 use crate::inventory::memory::MemorySale;
-use crate::inventory::{Clock, ENDED_KEPT_MS, Gate, View};
+use crate::inventory::{Clock, ENDED_KEPT_MS, SharedView, View};
 use crate::ledger::{Ledger, LedgerError, SaleRow};
 use crate::record::Recorder;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often it looks at the clock.
-const ROUND: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 // A sale stays that long after its end: its codes are still asked for, and what was decided at the edge may still have to
 // be undone.
 const _: () = assert!(ENDED_KEPT_MS >= 30_000);
@@ -26,9 +26,9 @@ pub struct Keeper {
     ledger: Box<dyn Ledger>,
     settings: SaleSettings,
     sales: Sales,
-    gate: Gate,
+    view: SharedView,
     recorder: Arc<Recorder>,
-    trouble: bool,
+    problem: bool,
     warned: bool,
     milestones: Milestones,
 }
@@ -39,26 +39,26 @@ impl Keeper {
         ledger: Box<dyn Ledger>,
         settings: SaleSettings,
         sales: Sales,
-        gate: Gate,
+        view: SharedView,
         recorder: Arc<Recorder>,
     ) -> Result<Keeper, LedgerError> {
         let milestones = Milestones::default();
-        let mut keeper = Keeper { ledger, settings, sales, gate, recorder, trouble: false, warned: false, milestones };
+        let mut keeper = Keeper { ledger, settings, sales, view, recorder, problem: false, warned: false, milestones };
         keeper.round()?;
         Ok(keeper)
     }
 
     /// Opens what is due until `stop` is closed.
     pub fn run(mut self, stop: &Receiver<()>) {
-        while stop.recv_timeout(ROUND) == Err(RecvTimeoutError::Timeout) {
+        while stop.recv_timeout(POLL_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             match self.round() {
-                Ok(()) if self.trouble => {
+                Ok(()) if self.problem => {
                     tracing::info!("sales can be opened again");
-                    self.trouble = false;
+                    self.problem = false;
                 }
-                Err(error) if !self.trouble => {
+                Err(error) if !self.problem => {
                     tracing::error!("the next sale cannot be opened, which is tried again: {error}");
-                    self.trouble = true;
+                    self.problem = true;
                 }
                 Ok(()) | Err(_) => {}
             }
@@ -77,7 +77,7 @@ impl Keeper {
         let opened = self.open_due(now_ms, &open);
         self.sales.forget(now_ms.saturating_sub(ENDED_KEPT_MS));
         // Also where only some of them could be opened: the view is what is open.
-        self.gate.store(Arc::new(View {
+        self.view.store(Arc::new(View {
             epoch: EMBEDDED_EPOCH,
             selling: true,
             reachable: true,

@@ -1,10 +1,10 @@
 //! What a sale's state in Redis is made of, as `lua/checkout.lua` describes it: pure.
 
-use super::merge::{Known, Place};
+use super::merge::{HoldFacts, HoldState};
 use crate::domain::Id;
 
 /// An entry of the queue: `<number>:<expires>:<user>`.
-pub(super) fn queue_entry(number: u64, known: &Known) -> Vec<u8> {
+pub(super) fn queue_entry(number: u64, known: &HoldFacts) -> Vec<u8> {
     [format!("{number}:{}:", known.expires_ms).as_bytes(), known.user.as_bytes()].concat()
 }
 
@@ -19,11 +19,11 @@ pub(super) fn write_share(items: u64, last_expiry_ms: u64) -> String {
 }
 
 /// A hold's record.
-pub(super) fn write_record(known: &Known, place: Place) -> Vec<u8> {
+pub(super) fn write_record(known: &HoldFacts, place: HoldState) -> Vec<u8> {
     let mark = match place {
-        Place::Held => 'H',
-        Place::Expired => 'X',
-        Place::Purchased => 'P',
+        HoldState::Held => 'H',
+        HoldState::Expired => 'X',
+        HoldState::Purchased => 'P',
     };
     let (user, item) = (known.user.as_bytes(), known.item.as_bytes());
     let purchased_ms = known.purchased_ms.unwrap_or(0);
@@ -32,7 +32,7 @@ pub(super) fn write_record(known: &Known, place: Place) -> Vec<u8> {
 }
 
 /// Reads a hold's record; `None` if it is not one.
-pub(super) fn read_record(record: &[u8]) -> Option<Known> {
+pub(super) fn read_record(record: &[u8]) -> Option<HoldFacts> {
     let (mark, rest) = record.split_first()?;
     let mut parts = rest.splitn(5, |byte| *byte == b':');
     let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
@@ -44,7 +44,7 @@ pub(super) fn read_record(record: &[u8]) -> Option<Known> {
         _ => return None,
     };
     let (user, item) = (Id::from_bytes(user).ok()?, Id::from_bytes(item).ok()?);
-    Some(Known { user, item, taken_ms, expires_ms, purchased_ms })
+    Some(HoldFacts { user, item, taken_ms, expires_ms, purchased_ms })
 }
 
 #[cfg(test)]
@@ -53,17 +53,17 @@ mod tests {
 
     #[test]
     fn records_read_as_written() {
-        let known = Known {
+        let known = HoldFacts {
             user: "a:b".parse().unwrap(),
             item: "c:é:".parse().unwrap(),
             taken_ms: 5,
             expires_ms: 6,
             purchased_ms: Some(7),
         };
-        assert_eq!(write_record(&known, Place::Purchased), "P5:6:7:3:a:bc:é:".as_bytes());
-        assert_eq!(read_record(&write_record(&known, Place::Purchased)), Some(known));
-        let held = Known { purchased_ms: None, ..known };
-        assert_eq!(read_record(&write_record(&held, Place::Expired)), Some(held));
+        assert_eq!(write_record(&known, HoldState::Purchased), "P5:6:7:3:a:bc:é:".as_bytes());
+        assert_eq!(read_record(&write_record(&known, HoldState::Purchased)), Some(known));
+        let held = HoldFacts { purchased_ms: None, ..known };
+        assert_eq!(read_record(&write_record(&held, HoldState::Expired)), Some(held));
         assert_eq!(queue_entry(9, &known), b"9:6:a:b");
         assert_eq!(entry_expires_ms(&queue_entry(9, &known)), Some(6));
         assert_eq!(entry_expires_ms(b"9"), None);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 /// What is known of one hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct HoldFacts {
     /// Who.
     pub user: Id,
     /// What.
@@ -20,7 +20,7 @@ pub struct Known {
     pub purchased_ms: Option<u64>,
 }
 
-impl Known {
+impl HoldFacts {
     /// Whether the checkout is remembered, and not only the purchase: else no row of it may be made up.
     pub fn has_checkout(&self) -> bool {
         self.expires_ms > 0
@@ -29,7 +29,7 @@ impl Known {
 
 /// A hold's place in a rebuilt sale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum HoldState {
     /// It holds an item.
     Held,
     /// Its time is over.
@@ -40,11 +40,11 @@ pub enum Place {
 
 /// A sale, rebuilt.
 #[derive(Debug, Default)]
-pub struct Rebuilt {
+pub struct RebuiltSale {
     /// All holds by their number.
-    pub holds: BTreeMap<u64, (Known, Place)>,
+    pub holds: BTreeMap<u64, (HoldFacts, HoldState)>,
     /// Holds that found no item left; they are not in `holds`.
-    pub misfits: Vec<(u64, Known)>,
+    pub misfits: Vec<(u64, HoldFacts)>,
     /// How many hold an item.
     pub held: u64,
     /// How many were redeemed. Above the stock only if more was sold than there was.
@@ -54,8 +54,8 @@ pub struct Rebuilt {
 }
 
 /// The facts of a hold that Redis has, without those that the ledger has.
-pub fn lacking(number: u64, known: &Known, has_checkout: bool, has_purchase: bool) -> impl Iterator<Item = Record> {
-    let Known { user, item, taken_ms, expires_ms, purchased_ms } = *known;
+pub fn lacking(number: u64, known: &HoldFacts, has_checkout: bool, has_purchase: bool) -> impl Iterator<Item = Record> {
+    let HoldFacts { user, item, taken_ms, expires_ms, purchased_ms } = *known;
     let record =
         move |kind, at_ms, expires_ms| Record { kind, number: HoldNumber(number), user, item, at_ms, expires_ms };
     let hold = (!has_checkout && known.has_checkout()).then(|| record(RecordKind::Hold, taken_ms, expires_ms));
@@ -65,27 +65,27 @@ pub fn lacking(number: u64, known: &Known, has_checkout: bool, has_purchase: boo
 
 /// What both sides remember, and what the ledger lacks.
 #[derive(Debug, Default)]
-pub struct Union {
-    known: BTreeMap<u64, Known>,
+pub struct HoldMerge {
+    known: BTreeMap<u64, HoldFacts>,
     /// Facts that only Redis has: to be written.
     pub missing: Vec<Record>,
 }
 
-impl Union {
+impl HoldMerge {
     /// Adds what the ledger has of a hold. Before anything of Redis.
-    pub fn ledger(&mut self, number: u64, known: Known) {
+    pub fn ledger(&mut self, number: u64, known: HoldFacts) {
         self.known.insert(number, known);
     }
 
     /// Adds what Redis has of a hold. `has_checkout` says whether the ledger has the checkout's row.
-    pub fn redis(&mut self, number: u64, known: Known, has_checkout: bool) {
+    pub fn redis(&mut self, number: u64, known: HoldFacts, has_checkout: bool) {
         let entry = self.known.get(&number).copied();
         let has_purchase = entry.is_some_and(|entry| entry.purchased_ms.is_some());
         self.missing.extend(lacking(number, &known, has_checkout, has_purchase));
         let purchased_ms = entry.and_then(|entry| entry.purchased_ms).or(known.purchased_ms);
         // The later expiry: a hold that was put back got more time.
         let expires_ms = entry.map_or(0, |entry| entry.expires_ms).max(known.expires_ms);
-        self.known.insert(number, Known { expires_ms, purchased_ms, ..known });
+        self.known.insert(number, HoldFacts { expires_ms, purchased_ms, ..known });
     }
 
     /// The last moment that anything is recorded of. New holds must not expire before those that are there.
@@ -99,10 +99,10 @@ impl Union {
     }
 
     /// The sale at `now_ms`: all purchases, and the oldest holds that the rest of the stock and the users' limits allow.
-    pub fn rebuild(self, terms: &Terms, now_ms: u64) -> Rebuilt {
+    pub fn rebuild(self, terms: &Terms, now_ms: u64) -> RebuiltSale {
         let clock_ms = self.latest(terms);
         let purchased = self.known.values().filter(|k| k.purchased_ms.is_some()).count() as u64;
-        let mut rebuilt = Rebuilt { purchased, clock_ms, ..Rebuilt::default() };
+        let mut rebuilt = RebuiltSale { purchased, clock_ms, ..RebuiltSale::default() };
         // By a clock that is behind the last one's, a hold would live again whose item has been sold since.
         let now_ms = now_ms.max(clock_ms);
         let room = terms.items.saturating_sub(rebuilt.purchased);
@@ -117,12 +117,12 @@ impl Union {
         by_age.sort_unstable_by_key(|(number, known)| (known.taken_ms, *number));
         for (number, known) in by_age {
             let place = match known.purchased_ms {
-                Some(_) => Place::Purchased,
-                None if known.expires_ms <= now_ms => Place::Expired,
+                Some(_) => HoldState::Purchased,
+                None if known.expires_ms <= now_ms => HoldState::Expired,
                 None if rebuilt.held < room && users.get(&known.user).is_none_or(|n| *n < terms.user_limit) => {
                     rebuilt.held += 1;
                     *users.entry(known.user).or_default() += 1;
-                    Place::Held
+                    HoldState::Held
                 }
                 None => {
                     rebuilt.misfits.push((number, known));
@@ -140,17 +140,17 @@ mod tests {
     use super::*;
     use crate::domain::SaleId;
 
-    fn known(expires_ms: u64, purchased_ms: Option<u64>) -> Known {
+    fn known(expires_ms: u64, purchased_ms: Option<u64>) -> HoldFacts {
         let id: Id = "x".parse().unwrap();
-        Known { user: id, item: id, taken_ms: 1, expires_ms, purchased_ms }
+        HoldFacts { user: id, item: id, taken_ms: 1, expires_ms, purchased_ms }
     }
 
     #[test]
     fn purchased_beats_expired_beats_held() {
         let terms = Terms { sale: SaleId(0), items: 2, user_limit: 9, hold_ms: 10, starts_ms: 0, ends_ms: 1000 };
         // What the ledger knows (with or without the checkout), what Redis knows, the place at 50.
-        let check = |ledger: Option<(Known, bool)>, redis: Option<Known>, want: Place, missing: usize| {
-            let mut union = Union::default();
+        let check = |ledger: Option<(HoldFacts, bool)>, redis: Option<HoldFacts>, want: HoldState, missing: usize| {
+            let mut union = HoldMerge::default();
             if let Some((known, _)) = ledger {
                 union.ledger(7, known);
             }
@@ -160,41 +160,41 @@ mod tests {
             assert_eq!(union.missing.len(), missing, "{ledger:?} {redis:?}");
             let rebuilt = union.rebuild(&terms, 50);
             assert_eq!(rebuilt.holds.get(&7).map(|h| h.1), Some(want), "{ledger:?} {redis:?}");
-            let sums = (u64::from(want == Place::Held), u64::from(want == Place::Purchased));
+            let sums = (u64::from(want == HoldState::Held), u64::from(want == HoldState::Purchased));
             assert_eq!((rebuilt.held, rebuilt.purchased), sums);
         };
         let (held, expired, sold) = (known(60, None), known(50, None), known(60, Some(20)));
-        check(Some((held, true)), None, Place::Held, 0);
-        check(None, Some(held), Place::Held, 1);
-        check(Some((held, true)), Some(held), Place::Held, 0);
-        check(Some((expired, true)), None, Place::Expired, 0);
-        check(None, Some(expired), Place::Expired, 1);
-        check(Some((held, true)), Some(sold), Place::Purchased, 1);
-        check(Some((sold, true)), Some(held), Place::Purchased, 0);
-        check(Some((sold, false)), Some(held), Place::Purchased, 1);
-        check(Some((known(0, Some(20)), false)), None, Place::Purchased, 0);
-        check(None, Some(sold), Place::Purchased, 2);
+        check(Some((held, true)), None, HoldState::Held, 0);
+        check(None, Some(held), HoldState::Held, 1);
+        check(Some((held, true)), Some(held), HoldState::Held, 0);
+        check(Some((expired, true)), None, HoldState::Expired, 0);
+        check(None, Some(expired), HoldState::Expired, 1);
+        check(Some((held, true)), Some(sold), HoldState::Purchased, 1);
+        check(Some((sold, true)), Some(held), HoldState::Purchased, 0);
+        check(Some((sold, false)), Some(held), HoldState::Purchased, 1);
+        check(Some((known(0, Some(20)), false)), None, HoldState::Purchased, 0);
+        check(None, Some(sold), HoldState::Purchased, 2);
         // Of a checkout that nobody remembers no row is made up.
-        check(None, Some(known(0, Some(20))), Place::Purchased, 1);
-        check(Some((known(0, Some(20)), false)), Some(known(0, Some(20))), Place::Purchased, 0);
-        check(Some((expired, true)), Some(known(50, Some(20))), Place::Purchased, 1);
+        check(None, Some(known(0, Some(20))), HoldState::Purchased, 1);
+        check(Some((known(0, Some(20)), false)), Some(known(0, Some(20))), HoldState::Purchased, 0);
+        check(Some((expired, true)), Some(known(50, Some(20))), HoldState::Purchased, 1);
     }
 
     #[test]
     fn a_clock_that_is_behind() {
         let terms = Terms { sale: SaleId(0), items: 1, user_limit: 9, hold_ms: 10, starts_ms: 0, ends_ms: 1000 };
-        let mut union = Union::default();
-        union.ledger(1, Known { taken_ms: 50, ..known(60, None) });
-        union.ledger(2, Known { taken_ms: 61, ..known(71, None) });
+        let mut union = HoldMerge::default();
+        union.ledger(1, HoldFacts { taken_ms: 50, ..known(60, None) });
+        union.ledger(2, HoldFacts { taken_ms: 61, ..known(71, None) });
         let rebuilt = union.rebuild(&terms, 55);
-        assert_eq!((rebuilt.holds[&1].1, rebuilt.holds[&2].1), (Place::Expired, Place::Held));
+        assert_eq!((rebuilt.holds[&1].1, rebuilt.holds[&2].1), (HoldState::Expired, HoldState::Held));
         assert_eq!((rebuilt.clock_ms, rebuilt.misfits.len()), (61, 0));
     }
 
     #[test]
     fn what_does_not_fit() {
         let terms = Terms { sale: SaleId(0), items: 3, user_limit: 9, hold_ms: 10, starts_ms: 0, ends_ms: 1000 };
-        let mut union = Union::default();
+        let mut union = HoldMerge::default();
         [1, 2, 3, 4].into_iter().for_each(|n| union.ledger(n, known(60, None)));
         union.ledger(5, known(60, Some(10)));
         let rebuilt = union.rebuild(&terms, 50);
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn a_users_limit_binds_holds_and_purchases_together() {
         let terms = Terms { sale: SaleId(0), items: 9, user_limit: 2, hold_ms: 10, starts_ms: 0, ends_ms: 1000 };
-        let mut union = Union::default();
+        let mut union = HoldMerge::default();
         union.ledger(1, known(60, None));
         union.ledger(2, known(60, None));
         union.ledger(3, known(60, Some(20)));
@@ -217,10 +217,10 @@ mod tests {
     #[test]
     fn the_newest_holds_find_no_item_whatever_their_numbers() {
         let terms = Terms { sale: SaleId(0), items: 1, user_limit: 9, hold_ms: 10, starts_ms: 0, ends_ms: 1000 };
-        let mut union = Union::default();
+        let mut union = HoldMerge::default();
         // The older hold is of a life of an instance whose numbers are higher.
-        union.ledger(9, Known { taken_ms: 20, ..known(60, None) });
-        union.ledger(3, Known { taken_ms: 21, ..known(60, None) });
+        union.ledger(9, HoldFacts { taken_ms: 20, ..known(60, None) });
+        union.ledger(3, HoldFacts { taken_ms: 21, ..known(60, None) });
         let rebuilt = union.rebuild(&terms, 50);
         assert_eq!(rebuilt.misfits.iter().map(|m| m.0).collect::<Vec<_>>(), [3]);
     }

@@ -1,6 +1,6 @@
 //! The keeper: opens sales ahead of their time, watches the servers, and rebuilds what was lost.
 //!
-//! The one plain thread that talks to inventory and ledger both. Owns the view that the cores sell by. Invariant:
+//! The one plain thread that talks to inventory and ledger both. Owns the view that the workers sell by. Invariant:
 //! nothing is sold while there is a doubt whether Redis has lost something. Refuses to know requests.
 
 pub mod build;
@@ -9,6 +9,7 @@ mod clock;
 pub mod distributed;
 pub mod embedded;
 mod layout;
+mod maintenance;
 pub mod merge;
 mod milestones;
 mod offer;
@@ -20,4 +21,3 @@ mod refusals;
 mod replan;
 mod server_check;
 pub mod store;
-mod upkeep;

@@ -4,7 +4,7 @@
 //! forgotten. Refuses to know how it came to be late.
 
 use super::distributed::{Keeper, SHORT_WAIT};
-use super::merge::Known;
+use super::merge::HoldFacts;
 use crate::domain::{HoldNumber, Id, RecordKind, RecordRef, Records, SaleId};
 use crate::inventory::redis::scripts::{self, queue_key, state_key};
 use crate::ledger::HoldRow;
@@ -152,7 +152,7 @@ impl Keeper {
         // Redis before the ledger: what another instance clears away meanwhile is in the ledger by then.
         let mut next = self.store.counts(sale)?.map(|_| 0);
         while let Some(cursor) = next {
-            let each = &mut |number, known: Known| {
+            let each = &mut |number, known: HoldFacts| {
                 if known.purchased_ms.is_some() {
                     sold.add(HoldNumber(number), known.user);
                 }

@@ -16,12 +16,12 @@ use std::sync::Arc;
 const LOOKED_AT: usize = 3;
 
 impl Keeper {
-    /// Shows the cores what is open.
+    /// Shows the workers what is open.
     pub(super) fn publish(&mut self, selling: bool) -> Result<(), String> {
         let now_ms = self.store.now_ms()?;
         self.open.retain(|terms| terms.ends_ms + ENDED_KEPT_MS > now_ms);
-        let confirmed = self.open.iter().map(|terms| (terms.sale, self.upkeep.confirmed_ms(terms.sale))).collect();
-        self.gate.store(Arc::new(View {
+        let confirmed = self.open.iter().map(|terms| (terms.sale, self.maintenance.confirmed_ms(terms.sale))).collect();
+        self.view.store(Arc::new(View {
             epoch: self.epoch.number,
             selling,
             reachable: !self.refusals.is_on(),

@@ -6,7 +6,7 @@
 //! to another ledger: no instance does that by itself.
 
 use super::distributed::Keeper;
-use super::merge::Known;
+use super::merge::HoldFacts;
 use super::store::Store;
 use crate::domain::SaleId;
 use crate::inventory::identity;
@@ -150,7 +150,7 @@ impl Keeper {
     fn recognises(&mut self, found: &Found) -> Result<bool, String> {
         let (mut sample, mut cursor) = (HashMap::new(), 0);
         loop {
-            let each = &mut |number, known: Known| {
+            let each = &mut |number, known: HoldFacts| {
                 sample.insert(number, known.user);
             };
             (cursor, _) = self.store.some_holds(found.sale, cursor, each)?;

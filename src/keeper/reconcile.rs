@@ -3,10 +3,10 @@
 //! Owns the sale that is being reconciled, and how far it has come. Invariants: a row is written only of a fact that Redis
 //! holds, and only under the epoch in which it was read there; a sale's keys are removed only once the ledger has all that
 //! they hold. It goes in steps of a fraction of a second, and holds no lock that opening or rebuilding a sale waits for:
-//! its writes are fenced by the epoch, as the writer's are. Leaves to [`super::upkeep`] when a sale is to be compared.
+//! its writes are fenced by the epoch, as the writer's are. Leaves to [`super::maintenance`] when a sale is to be compared.
 
 use super::distributed::Keeper;
-use super::merge::{Known, lacking};
+use super::merge::{HoldFacts, lacking};
 use super::store::Condition;
 use crate::domain::{HoldNumber, Record, Records, SaleId};
 use std::collections::{HashMap, VecDeque};
@@ -73,7 +73,7 @@ impl Keeper {
     /// Reconciles for a while. One instance at a time does it; the others come back with their next comparison.
     pub(super) fn reconcile(&mut self) -> Result<(), String> {
         let begun = Instant::now();
-        // What a core found odd comes first: nothing may be sold meanwhile.
+        // What a worker found odd comes first: nothing may be sold meanwhile.
         while self.reconciliation.is_busy() && begun.elapsed() < TURN && self.suspicions.is_empty() {
             let taken = self.ledger.lock_reconciling().map_err(|e| e.to_string());
             match taken.and_then(|taken| if taken { self.reconcile_step() } else { Ok(false) }) {
@@ -117,7 +117,7 @@ impl Keeper {
             }
             Stage::Redis(cursor) => {
                 let Progress { in_ledger, missing, task, .. } = &mut progress;
-                let each = &mut |number, known: Known| {
+                let each = &mut |number, known: HoldFacts| {
                     let (has_checkout, has_purchase) = in_ledger.get(&number).copied().unwrap_or_default();
                     let records = lacking(number, &known, has_checkout, has_purchase);
                     missing.extend(records.filter(|record| record.at_ms <= task.settled_ms));
@@ -171,7 +171,7 @@ impl Keeper {
         }
         if over && whole {
             self.store.unlink(sale)?;
-            self.upkeep.forget(sale);
+            self.maintenance.forget(sale);
             tracing::info!("{} is cleared away from Redis: the ledger has all of it", sale.named());
         }
         Ok(())

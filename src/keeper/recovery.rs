@@ -5,7 +5,7 @@
 
 use super::build::Built;
 use super::distributed::Keeper;
-use super::merge::{Known, Rebuilt, Union};
+use super::merge::{HoldFacts, HoldMerge, RebuiltSale};
 use super::store::Condition;
 use crate::domain::{HoldNumber, Record, RecordKind, Records, SaleId, Terms};
 use crate::inventory::ENDED_KEPT_MS;
@@ -64,12 +64,12 @@ impl Keeper {
     pub(super) fn recover(&mut self) -> Result<(), String> {
         let begun = Instant::now();
         self.drop_reconciliation();
-        self.stand_aside()?;
+        self.drain_and_leave()?;
         if !self.locked(LOCK_WAIT, true, Keeper::recover_locked)? {
             return Err("another instance is opening sales".into());
         }
         self.doubt = None;
-        // What the cores found odd until now is settled with it; what still is odd, they find again.
+        // What the workers found odd until now is settled with it; what still is odd, they find again.
         while self.suspicions.try_recv().is_ok() {}
         let took = begun.elapsed();
         let (sales, epoch) = (self.open.len(), self.epoch.number);
@@ -79,7 +79,7 @@ impl Keeper {
 
     /// Writes what this instance has and leaves the epoch: whoever closes it need not wait any longer. Selling has
     /// stopped.
-    pub(super) fn stand_aside(&mut self) -> Result<(), String> {
+    pub(super) fn drain_and_leave(&mut self) -> Result<(), String> {
         self.drain_own();
         self.ledger.leave().map_err(|e| was_away(&mut self.ledger_away, &e))
     }
@@ -87,8 +87,8 @@ impl Keeper {
     /// Waits until this instance's calls are answered and its records written, for a while.
     fn drain_own(&mut self) {
         let until = Instant::now() + OWN_DRAIN;
-        if let Some((inventory, cores)) = &self.inventory {
-            while (0..*cores).map(|core| inventory.undecided(core)).sum::<usize>() > 0 && Instant::now() < until {
+        if let Some((inventory, workers)) = &self.inventory {
+            while (0..*workers).map(|worker| inventory.undecided(worker)).sum::<usize>() > 0 && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
@@ -179,7 +179,7 @@ impl Keeper {
         for terms in opened {
             self.store.close(terms, epoch)?;
         }
-        // What one of our cores had just sent when selling stopped.
+        // What one of our workers had just sent when selling stopped.
         self.still_opening()?;
         self.drain_own();
         self.still_opening()?;
@@ -187,10 +187,10 @@ impl Keeper {
             std::thread::sleep(BLIND_WAIT);
             self.still_opening()?;
         }
-        self.let_go(old, DRAIN_WAIT)?;
+        self.await_or_evict_members(old, DRAIN_WAIT)?;
         self.ledger.raise(old, epoch).map_err(|e| e.to_string())?;
         // Whoever did not leave in time may have begun to write meanwhile. From here on nobody can begin.
-        self.let_go(old, COMMIT_WAIT)?;
+        self.await_or_evict_members(old, COMMIT_WAIT)?;
         // Our own writer gives up what it could not write under the old epoch, so that it can be placed.
         self.still_opening()?;
         self.flush(Instant::now() + OWN_DRAIN);
@@ -252,7 +252,7 @@ impl Keeper {
     }
 
     /// Waits until nobody holds a lock of the epoch `old` or of one before it, and after `wait` sees to it.
-    fn let_go(&mut self, old: u64, wait: Duration) -> Result<(), String> {
+    fn await_or_evict_members(&mut self, old: u64, wait: Duration) -> Result<(), String> {
         if self.ledger.drain(old, wait).map_err(|e| e.to_string())? {
             return Ok(());
         }
@@ -274,13 +274,13 @@ impl Keeper {
         self.build(terms, epoch, &rebuilt)
     }
 
-    fn build(&mut self, terms: &Terms, epoch: u64, rebuilt: &Rebuilt) -> Result<Built, String> {
+    fn build(&mut self, terms: &Terms, epoch: u64, rebuilt: &RebuiltSale) -> Result<Built, String> {
         self.store.build(terms, epoch, rebuilt, &mut signs_of_life(&mut *self.ledger))
     }
 
     /// What is known of a sale, all of which is in the ledger afterwards; and whether Redis' side could be read wholly.
-    fn merge(&mut self, terms: &Terms, epoch: u64) -> Result<(Rebuilt, bool), String> {
-        let mut union = Union::default();
+    fn merge(&mut self, terms: &Terms, epoch: u64) -> Result<(RebuiltSale, bool), String> {
+        let mut union = HoldMerge::default();
         let mut with_checkout = HashSet::new();
         let each = &mut |row: HoldRow| {
             if row.has_checkout {
@@ -340,8 +340,8 @@ fn was_away(ledger_away: &mut Option<Instant>, error: &LedgerError) -> String {
     error.to_string()
 }
 
-fn known(row: &HoldRow) -> Known {
-    Known {
+fn known(row: &HoldRow) -> HoldFacts {
+    HoldFacts {
         user: row.user,
         item: row.item,
         taken_ms: row.taken_ms,

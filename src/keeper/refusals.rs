@@ -9,7 +9,7 @@ use super::build::BUILD_SECONDS;
 use super::distributed::{Keeper, is_due};
 use super::store::Store;
 use crate::inventory::redis::scripts;
-use crate::ledger::trouble::Trouble;
+use crate::ledger::outage::Outage;
 use redis::cmd;
 use std::time::{Duration, Instant};
 
@@ -21,13 +21,13 @@ const PROBE_REFUSING: Duration = Duration::from_millis(500);
 
 /// What is known of Redis' refusals.
 pub(super) struct Refusals {
-    outage: Trouble,
+    outage: Outage,
     probed: Option<Instant>,
 }
 
 impl Default for Refusals {
     fn default() -> Refusals {
-        let outage = Trouble::new(
+        let outage = Outage::new(
             "Redis refuses writes, so checkouts and purchases are answered 503",
             "Redis takes writes again",
         );
@@ -62,7 +62,7 @@ impl Keeper {
     /// A round of the keeper's failed, perhaps for this.
     pub(super) fn suspect_refusal(&mut self) {
         // A Redis that does not answer is not asked once more.
-        if self.gate.load().reachable {
+        if self.view.load().reachable {
             self.refusals.probe_now();
             self.look_at_writes();
         }

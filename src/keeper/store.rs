@@ -5,12 +5,12 @@
 
 use super::clock::CheckedClock;
 use super::layout::{entry_expires_ms, read_record};
-use super::merge::Known;
+use super::merge::HoldFacts;
 use super::owner::Owner;
 use super::server_check;
 use crate::domain::{SaleId, Terms};
 use crate::inventory::redis::scripts::{self, queue_key, state_key};
-use crate::redis::target::Target;
+use crate::redis_wire::endpoint::RedisEndpoint;
 use redis::{Cmd, Connection, FromRedisValue, Pipeline, RedisResult, Value, cmd, from_redis_value_ref};
 use std::fmt;
 use std::sync::Arc;
@@ -107,7 +107,7 @@ pub struct Counts {
 
 /// The keeper's way to Redis. A connection that failed is made anew on the next call.
 pub struct Store {
-    target: Arc<Target>,
+    target: Arc<RedisEndpoint>,
     timeout: Duration,
     connection: Option<Connection>,
     /// When the connection was used last.
@@ -121,7 +121,7 @@ pub struct Store {
 
 impl Store {
     /// Connects on the first call; each call takes `timeout` at most.
-    pub fn new(target: Arc<Target>, timeout: Duration) -> Store {
+    pub fn new(target: Arc<RedisEndpoint>, timeout: Duration) -> Store {
         let (clock, used) = (CheckedClock::default(), Instant::now());
         Store { target, timeout, connection: None, used, clock, ledger: None, owner: Owner::Unknown }
     }
@@ -289,7 +289,7 @@ impl Store {
     pub fn holds(
         &mut self,
         sale: SaleId,
-        each: &mut dyn FnMut(u64, Known),
+        each: &mut dyn FnMut(u64, HoldFacts),
         alive: &mut dyn FnMut() -> Result<(), String>,
     ) -> Result<bool, String> {
         let (mut cursor, mut whole) = (0u64, true);
@@ -310,7 +310,7 @@ impl Store {
         &mut self,
         sale: SaleId,
         cursor: u64,
-        each: &mut dyn FnMut(u64, Known),
+        each: &mut dyn FnMut(u64, HoldFacts),
     ) -> Result<(u64, bool), String> {
         self.scan_holds(sale, cursor, CHUNK, each)
     }
@@ -320,7 +320,7 @@ impl Store {
         sale: SaleId,
         cursor: u64,
         count: usize,
-        each: &mut dyn FnMut(u64, Known),
+        each: &mut dyn FnMut(u64, HoldFacts),
     ) -> Result<(u64, bool), String> {
         let mut scan = cmd("HSCAN");
         scan.arg(state_key(sale)).arg(cursor).arg("MATCH").arg("h:*").arg("COUNT").arg(count);

@@ -1,13 +1,13 @@
 //! The ledger: the durable record of sales, holds and purchases.
 //!
 //! Owns the traits that both ledgers implement. Refuses to know the inventory, HTTP and coroutines: all calls
-//! here block, so they belong to plain threads (the writer's and the keeper's), never to a core.
+//! here block, so they belong to plain threads (the writer's and the keeper's), never to a worker.
 
 mod identity;
 mod migrations;
+pub mod outage;
 pub mod postgres;
 pub mod sqlite;
-pub mod trouble;
 pub mod writer;
 
 use crate::code::KEY_BYTES;

@@ -1,13 +1,13 @@
 //! The writer: one plain thread that puts records into the ledger in large batches.
 //!
 //! Owns the gathering (how long to linger), the retries, and the word to those who wait. Invariant: a record that was
-//! handed over is written, given back to its core with a refusal, or passed on as stale; never dropped. Refuses to
+//! handed over is written, given back to its worker with a refusal, or passed on as stale; never dropped. Refuses to
 //! know which ledger it writes to.
 
-use super::trouble::Trouble;
+use super::outage::Outage;
 use super::{Append, LedgerError};
 use crate::domain::Records;
-use crate::record::{Counters, Handoff, Inbox, Mailbox, Message, TakeBack};
+use crate::record::{Counters, Handoff, Inbox, Mailbox, Message, Undo};
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,7 +31,7 @@ pub enum OnFailure {
     /// It is tried until it is taken: the decision stands, in Redis.
     Retry,
     /// It is given back, with all that was decided since: the decisions are undone, in memory.
-    GiveBack(Arc<dyn TakeBack>),
+    Undo(Arc<dyn Undo>),
 }
 
 /// What the writer is made of.
@@ -40,7 +40,7 @@ pub struct Writer<A> {
     pub inbox: Inbox,
     /// Where it writes.
     pub ledger: A,
-    /// Where answers wait, one mailbox per core.
+    /// Where answers wait, one mailbox per worker.
     pub mailboxes: Arc<Vec<Mailbox>>,
     /// What happens to a batch that the ledger cannot take.
     pub on_failure: OnFailure,
@@ -81,18 +81,18 @@ impl Batch {
 impl<A: Append + 'static> Writer<A> {
     /// What its thread does. It ends after [`Message::Finish`], when all that came before is written.
     pub fn run(mut self) {
-        let mut trouble = Trouble::new("the ledger does not take records", "the ledger takes records again");
+        let mut outage = Outage::new("the ledger does not take records", "the ledger takes records again");
         let mut asked = Instant::now();
         loop {
-            let Some(mut batch) = self.gather(&trouble) else { return };
+            let Some(mut batch) = self.gather(&outage) else { return };
             // Also while there are answers without records: in a sale that is sold out nothing else may come for an hour.
             if self.gives_back() && batch.rows == 0 && (batch.handoffs.is_empty() || asked.elapsed() >= PROBE) {
                 asked = Instant::now();
-                self.ask(&mut trouble);
+                self.ask(&mut outage);
             }
-            self.write(&mut batch, &mut trouble);
-            trouble.settle(Instant::now());
-            self.inbox.counters.refusing.store(trouble.is_on(), Ordering::Relaxed);
+            self.write(&mut batch, &mut outage);
+            outage.settle(Instant::now());
+            self.inbox.counters.refusing.store(outage.is_on(), Ordering::Relaxed);
             for done in batch.flushes {
                 let _ = done.try_send(());
             }
@@ -103,11 +103,11 @@ impl<A: Append + 'static> Writer<A> {
     }
 
     /// Waits for records, then takes what is there, and lingers for more unless an answer waits. Comes back with
-    /// nothing when it is time to say that `trouble` is over, or to find out.
-    fn gather(&self, trouble: &Trouble) -> Option<Batch> {
+    /// nothing when it is time to say that `outage` is over, or to find out.
+    fn gather(&self, outage: &Outage) -> Option<Batch> {
         let mut batch = Batch::default();
         let probe = self.gives_back().then_some(PROBE);
-        let first = match trouble.until_calm(Instant::now()).or(probe) {
+        let first = match outage.until_quiet(Instant::now()).or(probe) {
             None => self.inbox.receiver.recv().ok(),
             Some(wait) => match self.inbox.receiver.recv_timeout(wait) {
                 Err(RecvTimeoutError::Timeout) => return Some(batch),
@@ -138,20 +138,20 @@ impl<A: Append + 'static> Writer<A> {
     /// Whether what the ledger refuses is given back. Then the writer has to ask the ledger: a batch that was refused is not
     /// tried again, and no new batch may come, since a server that refuses is not healthy.
     fn gives_back(&self) -> bool {
-        matches!(self.on_failure, OnFailure::GiveBack(_))
+        matches!(self.on_failure, OnFailure::Undo(_))
     }
 
-    /// Asks the ledger whether it would take records: with a write during `trouble`, otherwise with a look.
-    fn ask(&mut self, trouble: &mut Trouble) {
-        let answer = if trouble.is_on() { self.ledger.probe() } else { self.ledger.look() };
+    /// Asks the ledger whether it would take records: with a write during `outage`, otherwise with a look.
+    fn ask(&mut self, outage: &mut Outage) {
+        let answer = if outage.is_on() { self.ledger.probe() } else { self.ledger.look() };
         match answer {
-            Ok(()) => trouble.written(Instant::now()),
-            Err(e) => trouble.failed(Instant::now(), &e.to_string()),
+            Ok(()) => outage.written(Instant::now()),
+            Err(e) => outage.failed(Instant::now(), &e.to_string()),
         }
     }
 
     /// Writes `batch`, or gives it up.
-    fn write(&mut self, batch: &mut Batch, trouble: &mut Trouble) {
+    fn write(&mut self, batch: &mut Batch, outage: &mut Outage) {
         let mut backoff = MIN_BACKOFF;
         loop {
             let handoffs = &mut batch.handoffs;
@@ -163,19 +163,19 @@ impl<A: Append + 'static> Writer<A> {
             match result {
                 Ok(()) => {
                     if !nothing {
-                        trouble.written(Instant::now());
+                        outage.written(Instant::now());
                     }
                     return self.settle(handoffs, true);
                 }
                 Err(LedgerError::Stale { current }) => {
                     // It took none of them, but it answers.
-                    trouble.written(Instant::now());
+                    outage.written(Instant::now());
                     self.pass_on_stale(handoffs, current);
                 }
                 Err(LedgerError::Failed(why)) => {
-                    trouble.failed(Instant::now(), &why);
+                    outage.failed(Instant::now(), &why);
                     self.inbox.counters.refusing.store(true, Ordering::Relaxed);
-                    if let OnFailure::GiveBack(decider) = &self.on_failure {
+                    if let OnFailure::Undo(decider) = &self.on_failure {
                         self.take_back(decider.as_ref(), batch);
                         return self.settle(&mut batch.handoffs, false);
                     }
@@ -190,7 +190,7 @@ impl<A: Append + 'static> Writer<A> {
     }
 
     /// Has `batch` undone, with all that is in the channel.
-    fn take_back(&self, decider: &dyn TakeBack, batch: &mut Batch) {
+    fn take_back(&self, decider: &dyn Undo, batch: &mut Batch) {
         let mut others = Vec::new();
         decider.take_back(&mut batch.handoffs, &mut |refused| {
             while let Ok(message) = self.inbox.receiver.try_recv() {
@@ -216,7 +216,7 @@ impl<A: Append + 'static> Writer<A> {
             }
             if handoff.acks.is_empty() {
                 let _ = self.inbox.spare.try_send(handoff);
-            } else if let Some(mailbox) = self.mailboxes.get(handoff.core) {
+            } else if let Some(mailbox) = self.mailboxes.get(handoff.worker) {
                 mailbox.put(handoff, written);
             }
         }
@@ -228,10 +228,10 @@ impl<A: Append + 'static> Writer<A> {
         if handoff.acks.is_empty() {
             return;
         }
-        let (core, acks) = (handoff.core, std::mem::take(&mut handoff.acks));
-        if let Some(mailbox) = self.mailboxes.get(core) {
+        let (worker, acks) = (handoff.worker, std::mem::take(&mut handoff.acks));
+        if let Some(mailbox) = self.mailboxes.get(worker) {
             let records = Records::new(handoff.records.sale, handoff.records.epoch);
-            mailbox.put(Box::new(Handoff { core, records, acks }), false);
+            mailbox.put(Box::new(Handoff { worker, records, acks }), false);
             mailbox.bell().ring();
         }
     }

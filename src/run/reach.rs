@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// How long the servers may take to be reached at the start, all together. A Postgres of two hosts may need three
 /// seconds to find out that the first one is silent.
-pub const REACH: Duration = Duration::from_secs(4);
+pub const STARTUP_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A question that is on its way.
 pub struct Asked<T> {
@@ -30,10 +30,10 @@ pub fn ask<T: Send + 'static>(
 }
 
 impl<T> Asked<T> {
-    /// The answer, or that there is none by `until`, which is [`REACH`] after the start.
+    /// The answer, or that there is none by `until`, which is [`STARTUP_TIMEOUT`] after the start.
     pub fn answer(self, until: Instant) -> Result<T, String> {
         self.answer.recv_deadline(until).unwrap_or_else(|e| match e {
-            RecvTimeoutError::Timeout => Err(format!("{}: no answer within {} s", self.who, REACH.as_secs())),
+            RecvTimeoutError::Timeout => Err(format!("{}: no answer within {} s", self.who, STARTUP_TIMEOUT.as_secs())),
             RecvTimeoutError::Disconnected => Err(format!("{}: asking it failed", self.who)),
         })
     }

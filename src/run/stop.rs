@@ -6,10 +6,10 @@
 
 use super::Running;
 use crossbeam_channel::Receiver;
-use flashsale::core::Cores;
 use flashsale::http::server::Server;
 use flashsale::record::{Counters, Message};
 use flashsale::service::Shop;
+use flashsale::worker::Workers;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ pub enum Cause {
 /// What is stopped.
 pub struct Stop<'a> {
     /// The workers.
-    pub cores: Cores,
+    pub workers: Workers,
     /// What was started.
     pub running: Running,
     /// The public service.
@@ -100,12 +100,12 @@ impl Stop<'_> {
         wait(end - time * 2 / 3, || self.server.is_closed());
         // Clients that are still connected get no new decision. Decisions under way are still handed over.
         self.shop.close();
-        let undecided = || self.cores.all().map(|core| self.running.inventory.undecided(core)).sum::<usize>();
+        let undecided = || self.workers.all().map(|worker| self.running.inventory.undecided(worker)).sum::<usize>();
         wait(end - time / 3, || undecided() == 0);
         let _ = self.running.stop_keeper.send(());
         let _ = self.running.recorder.sender().send_deadline(Message::Finish, end);
         wait(end, || self.running.writer.is_finished() && self.running.keeper.is_finished());
-        // The ledger's word has reached the cores: they may still have to send the answers that waited for it.
+        // The ledger's word has reached the workers: they may still have to send the answers that waited for it.
         wait(end, || self.server.is_closed());
     }
 }

@@ -4,8 +4,8 @@ use super::*;
 use crate::run::{mailboxes, start_admin, start_embedded, start_mail, start_ticks};
 use flashsale::catalog::Catalog;
 use flashsale::config::{Backends, Config, PurchaseAck, SaleSettings};
-use flashsale::core::Vitals;
 use flashsale::http::listen;
+use flashsale::worker::Vitals;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -51,21 +51,21 @@ fn a_panic_ends_the_process() {
     let dir = tempfile::TempDir::new().unwrap();
     let config = config(dir.path());
     let (vitals, panics) = Vitals::new();
-    let cores = Cores::start(config.workers, vitals.clone()).unwrap();
-    let boxes = mailboxes(cores).unwrap();
-    let running = start_embedded(&config, dir.path(), (cores, &vitals), &boxes).unwrap();
+    let workers = Workers::start(config.workers, vitals.clone()).unwrap();
+    let boxes = mailboxes(workers).unwrap();
+    let running = start_embedded(&config, dir.path(), (workers, &vitals), &boxes).unwrap();
     let shop = Shop::new(running.inventory.clone(), running.codes.clone(), Catalog::generated(""), running.patience);
     let shop = Arc::new(shop);
-    start_mail(cores, boxes, &running.inventory).unwrap();
+    start_mail(workers, boxes, &running.inventory).unwrap();
     let listen = |address| listen::bind(address).unwrap().listen().unwrap();
-    let server = Arc::new(Server::start(cores, listen(config.address), shop.clone(), 10).unwrap());
-    let admin = start_admin(cores, listen(config.admin_address), &running, &server).unwrap();
-    start_ticks(cores, &server, &admin, &running.inventory).unwrap();
+    let server = Arc::new(Server::start(workers, listen(config.address), shop.clone(), 10).unwrap());
+    let admin = start_admin(workers, listen(config.admin_address), &running, &server).unwrap();
+    start_ticks(workers, &server, &admin, &running.inventory).unwrap();
     let address = server.address();
     assert!(checkout(address).starts_with("HTTP/1.1 200"));
 
     let recorder = running.recorder.clone();
-    let stop = Stop { cores, running, shop: &shop, server: &server, drain: config.drain, panics };
+    let stop = Stop { workers, running, shop: &shop, server: &server, drain: config.drain, panics };
     let code = std::thread::scope(|scope| {
         scope.spawn(|| {
             while !server.is_draining() {

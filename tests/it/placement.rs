@@ -5,7 +5,6 @@ use crate::support::http::Client;
 use crate::support::servers::Redis;
 use flashsale::catalog::Catalog;
 use flashsale::code::{Codes, HoldNumbers};
-use flashsale::core::{self, Cores, Vitals};
 use flashsale::domain::{SaleId, Terms};
 use flashsale::http::listen;
 use flashsale::http::request::Head;
@@ -14,11 +13,12 @@ use flashsale::http::server::Server;
 use flashsale::http::service::Service;
 use flashsale::inventory::redis::{RedisInventory, Shared};
 use flashsale::inventory::{Clock, Inventory, View};
-use flashsale::keeper::merge::Rebuilt;
+use flashsale::keeper::merge::RebuiltSale;
 use flashsale::keeper::store::Store;
 use flashsale::record::{self, Message};
-use flashsale::redis::target::Target;
+use flashsale::redis_wire::endpoint::RedisEndpoint;
 use flashsale::service::{Answer, Session, Shop};
+use flashsale::worker::{self, Vitals, Workers};
 use may::io::WaitIoWaker;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,7 +40,7 @@ struct Recorded {
 
 impl Recorded {
     fn note(&self, connection: usize, step: &'static str) {
-        self.steps.lock().unwrap().entry(connection).or_default().insert((step, core::current()));
+        self.steps.lock().unwrap().entry(connection).or_default().insert((step, worker::current()));
     }
 }
 
@@ -53,11 +53,11 @@ impl Service for Recorded {
     type Session = Noted;
     type Answer = (usize, Answer);
 
-    fn session(&self, core: usize, waker: WaitIoWaker) -> Noted {
+    fn session(&self, worker: usize, waker: WaitIoWaker) -> Noted {
         let connection = self.next.fetch_add(1, Ordering::Relaxed);
         self.note(connection, "session");
-        assert_eq!(Some(core), core::current());
-        Noted { connection, inner: self.shop.session(core, waker) }
+        assert_eq!(Some(worker), worker::current());
+        Noted { connection, inner: self.shop.session(worker, waker) }
     }
     fn begin(&self, session: &mut Noted, head: &Head<'_>) -> Option<Self::Answer> {
         self.note(session.connection, "begin");
@@ -82,7 +82,7 @@ impl Service for Recorded {
     }
 }
 
-fn open_sale(target: &Arc<Target>) -> View {
+fn open_sale(target: &Arc<RedisEndpoint>) -> View {
     let now = clock::now() as u64;
     let terms = Terms {
         sale: SaleId(now),
@@ -93,7 +93,7 @@ fn open_sale(target: &Arc<Target>) -> View {
         ends_ms: (now + 3600) * 1000,
     };
     let mut store = Store::new(target.clone(), Duration::from_secs(2));
-    let built = store.build(&terms, 1, &Rebuilt::default(), &mut || Ok(())).unwrap();
+    let built = store.build(&terms, 1, &RebuiltSale::default(), &mut || Ok(())).unwrap();
     store.open(&built).unwrap();
     let clock = Clock::new(Instant::now(), store.now_ms().unwrap());
     let identity = store.identity().unwrap();
@@ -101,21 +101,21 @@ fn open_sale(target: &Arc<Target>) -> View {
 }
 
 fn start(redis: &Redis) -> (Arc<Recorded>, Server<Recorded>) {
-    let cores = Cores::start(CORES, Vitals::new().0).unwrap();
-    let target = Arc::new(Target::parse(&redis.addr().to_string()).unwrap());
+    let workers = Workers::start(CORES, Vitals::new().0).unwrap();
+    let target = Arc::new(RedisEndpoint::parse(&redis.addr().to_string()).unwrap());
     target.resolve().unwrap();
-    let gate = Arc::new(arc_swap::ArcSwap::from_pointee(open_sale(&target)));
+    let view = Arc::new(arc_swap::ArcSwap::from_pointee(open_sale(&target)));
     let (recorder, inbox) = record::channel(1024);
     std::thread::spawn(move || while let Ok(Message::Records(_)) = inbox.receiver.recv() {});
     let shared = Shared {
-        gate,
+        view,
         numbers: HoldNumbers::starting_at(1, 0),
         recorder: Arc::new(recorder),
         ack_by_ledger: false,
         timeout: Duration::from_secs(5),
         suspicions: crossbeam_channel::bounded(1).0,
     };
-    let inventory = Arc::new(RedisInventory::start(cores, &target, shared).unwrap());
+    let inventory = Arc::new(RedisInventory::start(workers, &target, shared).unwrap());
     let deadline = Instant::now() + Duration::from_secs(5);
     while !inventory.is_ready() {
         assert!(Instant::now() < deadline, "the drivers do not connect");
@@ -124,7 +124,7 @@ fn start(redis: &Redis) -> (Arc<Recorded>, Server<Recorded>) {
     let shop = Shop::new(inventory, Codes::new(&[7; 16]), Catalog::generated(""), Duration::from_secs(5));
     let recorded = Arc::new(Recorded { shop, next: AtomicUsize::new(0), steps: Mutex::new(Steps::new()) });
     let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap().listen().unwrap();
-    let server = Server::start(cores, listener, recorded.clone(), 1000).unwrap();
+    let server = Server::start(workers, listener, recorded.clone(), 1000).unwrap();
     (recorded, server)
 }
 

@@ -6,7 +6,7 @@ use super::sold_out::SoldOutCache;
 use crate::domain::{HoldKey, HoldNumber, Outcome, Record, RecordKind, Request, SaleId};
 use crate::inventory::Suspicion;
 use crate::record::{Ack, Handoff};
-use crate::redis::resp::Reply;
+use crate::redis_wire::resp::Reply;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -109,7 +109,7 @@ fn not_on(state: &mut State, mut flight: Flight) {
 fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Checkouts<'_>) -> Result<(), String> {
     state.hear_clock(Instant::now(), decided.now_ms);
     let (sale, terms) = (flight.terms.sale, flight.terms);
-    let mut handoff = lane.shared.recorder.blank(lane.core, sale, flight.epoch);
+    let mut handoff = lane.shared.recorder.blank(lane.worker, sale, flight.epoch);
     let mut whole = true;
     for (i, (pending, mark)) in flight.requests.drain(..).zip(decided.marks()).enumerate() {
         let Request::Checkout { user, item } = pending.request else { continue };
@@ -161,7 +161,7 @@ fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Check
     state.recycle(flight.requests);
     // What is refused is left to reconciliation: Redis has it.
     if let Err(unused) = hand_over(lane, handoff) {
-        lane.shared.recorder.give_back(unused);
+        lane.shared.recorder.recycle(unused);
     }
     if whole { Ok(()) } else { Err("a script's reply has a mark that no script gives".into()) }
 }
@@ -169,7 +169,7 @@ fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Check
 fn purchases(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Purchases<'_>) -> Result<(), String> {
     state.hear_clock(Instant::now(), decided.now_ms);
     let confirmed_ms = state.view.load().confirmed_ms(flight.terms.sale);
-    let mut handoff = lane.shared.recorder.blank(lane.core, flight.terms.sale, flight.epoch);
+    let mut handoff = lane.shared.recorder.blank(lane.worker, flight.terms.sale, flight.epoch);
     let by_ledger = lane.shared.ack_by_ledger;
     let mut whole = true;
     for (pending, mark) in flight.requests.drain(..).zip(decided.marks()) {
@@ -214,7 +214,7 @@ fn purchases(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Purch
         for ack in unused.acks.drain(..) {
             ack.waiter.deliver(ack.ticket, Outcome::Unavailable);
         }
-        lane.shared.recorder.give_back(unused);
+        lane.shared.recorder.recycle(unused);
     }
     if whole { Ok(()) } else { Err("a script's reply has a mark that no script gives".into()) }
 }

@@ -8,10 +8,10 @@
 use super::Shared;
 use super::scripts::MAX_BATCH;
 use super::sold_out::SoldOutCache;
-use crate::core::{Ticket, Waiter};
 use crate::domain::{HoldNumber, Outcome, Request, Terms};
 use crate::inventory::{Clock, View};
-use crate::redis::pipeline::Link;
+use crate::redis_wire::pipeline::DriverWaker;
+use crate::worker::{Ticket, Waiter};
 use arc_swap::Cache;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -88,7 +88,7 @@ impl InFlight {
 }
 
 pub(super) struct State {
-    pub(super) view: Cache<super::Gate, Arc<View>>,
+    pub(super) view: Cache<super::SharedView, Arc<View>>,
     pub(super) pending: VecDeque<Pending>,
     /// In the order of sending, which is that of the replies.
     pub(super) flights: VecDeque<InFlight>,
@@ -105,11 +105,11 @@ pub(super) struct State {
     pub(super) reconnecting: bool,
 }
 
-/// One core's lane. Its state is locked by its own coroutines, never across a wait, and by [`Lane::undecided`].
+/// One worker's lane. Its state is locked by its own coroutines, never across a wait, and by [`Lane::undecided`].
 pub(super) struct Lane {
-    pub(super) core: usize,
+    pub(super) worker: usize,
     pub(super) shared: Arc<Shared>,
-    link: Arc<Link>,
+    driver: Arc<DriverWaker>,
     pub(super) state: Mutex<State>,
     /// Whether requests are taken: there is a connection, or one that ended idle is being made anew. Not in the state, so that other threads can look at any time.
     pub(super) connected: AtomicBool,
@@ -151,9 +151,9 @@ impl State {
 }
 
 impl Lane {
-    pub(super) fn new(core: usize, shared: Arc<Shared>, link: Arc<Link>) -> Lane {
+    pub(super) fn new(worker: usize, shared: Arc<Shared>, driver: Arc<DriverWaker>) -> Lane {
         let state = State {
-            view: Cache::new(shared.gate.clone()),
+            view: Cache::new(shared.view.clone()),
             pending: VecDeque::with_capacity(MAX_BATCH),
             flights: VecDeque::with_capacity(MAX_FLIGHTS),
             spare: Vec::new(),
@@ -163,12 +163,12 @@ impl Lane {
             lacks_scripts: false,
             reconnecting: false,
         };
-        Lane { core, shared, link, state: Mutex::new(state), connected: AtomicBool::new(false) }
+        Lane { worker, shared, driver, state: Mutex::new(state), connected: AtomicBool::new(false) }
     }
 
-    /// Decides what the core knows by itself; anything else joins the next call.
+    /// Decides what the worker knows by itself; anything else joins the next call.
     pub(super) fn submit(&self, waiter: &Arc<Waiter>, ticket: Ticket, request: &Request) -> Option<Outcome> {
-        crate::core::debug_assert_on(self.core);
+        crate::worker::debug_assert_on(self.worker);
         let mut state = self.state.lock();
         let state = &mut *state;
         if !self.is_connected() || !state.view.load().selling {
@@ -197,7 +197,7 @@ impl Lane {
         // The first of a turn wakes the driver, which runs after all connections that are ready in this turn. With
         // all flights out, the next reply sends what has gathered.
         if state.pending.len() == 1 && state.flights.len() < MAX_FLIGHTS {
-            self.link.wake();
+            self.driver.wake();
         }
         None
     }
@@ -210,7 +210,7 @@ impl Lane {
             waits || state.reconnecting || !self.is_connected() || state.is_outdated()
         };
         if waits {
-            self.link.wake();
+            self.driver.wake();
         }
     }
 

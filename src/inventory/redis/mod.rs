@@ -1,6 +1,6 @@
-//! The inventory in Redis: one lane per core, which turns the requests of a turn into one script call.
+//! The inventory in Redis: one lane per worker, which turns the requests of a turn into one script call.
 //!
-//! Owns the batches, what a core knows by itself (the sold-out cache, the clock), and the hand-over of records.
+//! Owns the batches, what a worker knows by itself (the sold-out cache, the clock), and the hand-over of records.
 //! Invariant: a request gets one answer; a lost connection answers `Unavailable` and repeats nothing, since the
 //! effect may have happened. Refuses to know HTTP, the ledger's kind and how sales are opened.
 
@@ -10,13 +10,13 @@ mod protocol;
 pub mod scripts;
 mod sold_out;
 
-use super::{Gate, Inventory, Suspicion};
+use super::{Inventory, SharedView, Suspicion};
 use crate::code::HoldNumbers;
-use crate::core::{Cores, Ticket, Waiter};
 use crate::domain::{Outcome, Request};
 use crate::record::{Handoff, Recorder};
-use crate::redis::pipeline::{Link, Pipeline};
-use crate::redis::target::Target;
+use crate::redis_wire::endpoint::RedisEndpoint;
+use crate::redis_wire::pipeline::{DriverWaker, Pipeline};
+use crate::worker::{Ticket, Waiter, Workers};
 use crossbeam_channel::Sender;
 use lane::Lane;
 use protocol::ScriptProtocol;
@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 /// What all lanes share.
 pub struct Shared {
     /// What may be sold, from the keeper.
-    pub gate: Gate,
+    pub view: SharedView,
     /// The numbers of this life's holds.
     pub numbers: HoldNumbers,
     /// The way to the ledger.
@@ -51,60 +51,60 @@ impl Shared {
 pub struct RedisInventory {
     lanes: Vec<Arc<Lane>>,
     recorder: Arc<Recorder>,
-    gate: Gate,
+    view: SharedView,
 }
 
 impl RedisInventory {
-    /// Starts a driver on every core.
-    pub fn start(cores: Cores, target: &Arc<Target>, shared: Shared) -> io::Result<RedisInventory> {
-        let (recorder, gate) = (shared.recorder.clone(), shared.gate.clone());
+    /// Starts a driver on every worker.
+    pub fn start(workers: Workers, target: &Arc<RedisEndpoint>, shared: Shared) -> io::Result<RedisInventory> {
+        let (recorder, view) = (shared.recorder.clone(), shared.view.clone());
         let shared = Arc::new(shared);
-        let mut lanes = Vec::with_capacity(cores.count());
-        for core in cores.all() {
-            let link = Arc::new(Link::new(cores, core)?);
-            let lane = Arc::new(Lane::new(core, shared.clone(), link.clone()));
+        let mut lanes = Vec::with_capacity(workers.count());
+        for worker in workers.all() {
+            let driver = Arc::new(DriverWaker::new(workers, worker)?);
+            let lane = Arc::new(Lane::new(worker, shared.clone(), driver.clone()));
             let pipeline = Pipeline {
-                cores,
-                core,
+                workers,
+                worker,
                 target: target.clone(),
                 timeout: shared.timeout,
-                link,
+                driver,
                 protocol: ScriptProtocol::new(lane.clone(), target.name.clone()),
             };
-            cores.spawn_vital(core, "the driver of a Redis connection", move || pipeline.run())?;
+            workers.spawn_vital(worker, "the driver of a Redis connection", move || pipeline.run())?;
             lanes.push(lane);
         }
-        Ok(RedisInventory { lanes, recorder, gate })
+        Ok(RedisInventory { lanes, recorder, view })
     }
 }
 
 impl Inventory for RedisInventory {
     fn submit(&self, waiter: &Arc<Waiter>, ticket: Ticket, request: &Request) -> Option<Outcome> {
-        match self.lanes.get(waiter.core()) {
+        match self.lanes.get(waiter.worker()) {
             Some(lane) => lane.submit(waiter, ticket, request),
             None => Some(Outcome::Unavailable),
         }
     }
 
-    fn tick(&self, core: usize) {
-        if let Some(lane) = self.lanes.get(core) {
+    fn tick(&self, worker: usize) {
+        if let Some(lane) = self.lanes.get(worker) {
             lane.tick();
         }
     }
 
-    fn written(&self, _core: usize, mut handoff: Box<Handoff>, ok: bool) {
+    fn written(&self, _worker: usize, mut handoff: Box<Handoff>, ok: bool) {
         for ack in handoff.acks.drain(..) {
             ack.waiter.deliver(ack.ticket, if ok { ack.outcome } else { Outcome::Unavailable });
         }
-        self.recorder.give_back(handoff);
+        self.recorder.recycle(handoff);
     }
 
     fn is_ready(&self) -> bool {
-        let view = self.gate.load();
+        let view = self.view.load();
         view.sale_at(view.clock.ms(Instant::now())).is_some() && self.lanes.iter().all(|lane| lane.is_connected())
     }
 
-    fn undecided(&self, core: usize) -> usize {
-        self.lanes.get(core).map_or(0, |lane| lane.undecided())
+    fn undecided(&self, worker: usize) -> usize {
+        self.lanes.get(worker).map_or(0, |lane| lane.undecided())
     }
 }

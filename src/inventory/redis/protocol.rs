@@ -9,8 +9,8 @@ use super::lane::{Flight, InFlight, Lane, MAX_FLIGHTS, Pending, Script, State};
 use super::scripts::{self, Header, MAX_BATCH};
 use crate::domain::{HoldKey, HoldNumber, Request, SaleId};
 use crate::inventory::Suspicion;
-use crate::redis::pipeline::Protocol;
-use crate::redis::resp::Reply;
+use crate::redis_wire::pipeline::Protocol;
+use crate::redis_wire::resp::Reply;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -134,7 +134,7 @@ impl Protocol for ScriptProtocol {
         match nth {
             0 => {
                 let identity = super::super::identity(&bulk_text(reply)?)?;
-                let expected = self.lane.shared.gate.load().identity.clone();
+                let expected = self.lane.shared.view.load().identity.clone();
                 if identity != expected {
                     self.lane.shared.suspect(Suspicion::Identity(identity));
                     return Err("Redis was started anew or is another one".into());
@@ -157,13 +157,17 @@ impl Protocol for ScriptProtocol {
         self.lane.connected.store(true, Ordering::Release);
         if let Some(lost) = self.lost.take() {
             let took = lost.elapsed();
-            tracing::info!("worker {} is connected to Redis at {} again, after {took:.1?}", self.lane.core, self.redis);
+            tracing::info!(
+                "worker {} is connected to Redis at {} again, after {took:.1?}",
+                self.lane.worker,
+                self.redis
+            );
         }
     }
 
     fn fill(&mut self, out: &mut Vec<u8>) -> Result<(), String> {
         let lane = self.lane.clone();
-        crate::core::debug_assert_on(lane.core);
+        crate::worker::debug_assert_on(lane.worker);
         let mut state = lane.state.lock();
         if state.is_outdated() {
             return Err("the sales have moved to another Redis".into());
@@ -186,7 +190,7 @@ impl Protocol for ScriptProtocol {
     }
 
     fn reply(&mut self, reply: Reply<'_>) -> Result<(), String> {
-        crate::core::debug_assert_on(self.lane.core);
+        crate::worker::debug_assert_on(self.lane.worker);
         let mut state = self.lane.state.lock();
         let answered = state.flights.pop_front();
         match answered {
@@ -218,7 +222,7 @@ impl Protocol for ScriptProtocol {
             tracing::warn!(
                 "the connection of worker {} to Redis at {} ended, its requests are answered 503 until there is another one: \
                  {why}",
-                self.lane.core,
+                self.lane.worker,
                 self.redis
             );
         }

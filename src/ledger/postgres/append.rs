@@ -6,7 +6,7 @@
 
 use super::connect::ConnectSettings;
 use super::copy::Rows;
-use super::link::Link;
+use super::reconnecting::ReconnectingSession;
 use super::session::Failure;
 use super::{WRITE_LIMIT, write};
 use crate::code::Codes;
@@ -16,7 +16,7 @@ use tokio_postgres::error::SqlState;
 
 /// [`Append`] over a session of its own. Makes no connection before the first call.
 pub struct PostgresAppend {
-    link: Link,
+    link: ReconnectingSession,
     codes: Codes,
     rows: Rows,
     doubt: bool,
@@ -26,7 +26,7 @@ impl PostgresAppend {
     /// Writes with the codes of `codes`, into a ledger whose schema is there
     /// ([`super::PostgresLedger`] makes it on its first call).
     pub fn new(settings: ConnectSettings, codes: Codes) -> PostgresAppend {
-        let link = Link::new(settings, "writer", WRITE_LIMIT);
+        let link = ReconnectingSession::new(settings, "writer", WRITE_LIMIT);
         PostgresAppend { link, codes, rows: Rows::default(), doubt: false }
     }
 }

@@ -5,7 +5,7 @@
 //! waited for would queue behind. Refuses to know when to raise.
 
 use super::connect::ConnectSettings;
-use super::ledger::{Moment, PostgresLedger, number, signed};
+use super::ledger::{PgTimestamp, PostgresLedger, number, signed};
 use super::session::{Failure, Session};
 use super::{
     EPOCH_CLASS, MEMBERS_CLASS, OPENERS_CLASS, OPENING, RECONCILING, URGENT, WORK_LIMIT, WRITE_LIMIT, epoch_key, write,
@@ -72,7 +72,7 @@ impl Fence for PostgresLedger {
         self.run(async move |wire| {
             const COUNT: &str = "SELECT (SELECT count(*) FROM ledger_holds WHERE sale_id = $1 AND created_at <= $2), \
                 (SELECT count(*) FROM ledger_purchases WHERE sale_id = $1 AND created_at <= $2)";
-            let row = wire.client.query_one(COUNT, &[&signed(sale.0)?, &Moment::of(upto_ms)]).await?;
+            let row = wire.client.query_one(COUNT, &[&signed(sale.0)?, &PgTimestamp::of(upto_ms)]).await?;
             Ok((number(&row, 0)?, number(&row, 1)?))
         })
     }
@@ -268,7 +268,7 @@ impl Fence for PostgresLedger {
             blocks.push(codes.mint_block(HoldKey { sale: records.sale, number: record.number }).to_vec());
             users.push(std::str::from_utf8(record.user).unwrap_or_default());
             items.push(std::str::from_utf8(record.item).unwrap_or_default());
-            moments.push(Moment::of(record.at_ms));
+            moments.push(PgTimestamp::of(record.at_ms));
         }
         self.run(async move |wire| {
             // Once for each fact: after an error the same call is repeated.

@@ -5,7 +5,7 @@
 
 use super::connect::ConnectSettings;
 use super::copy::{Rows, micros, unix_ms};
-use super::link::Link;
+use super::reconnecting::ReconnectingSession;
 use super::schema::migrate;
 use super::session::{Failure, Session, Wire};
 use super::{READ_LIMIT, WORK_LIMIT};
@@ -29,7 +29,7 @@ const ROW_LIMIT: Duration = Duration::from_secs(10);
 /// most 60 s a page and 10 s for the next row. After an error the next call connects anew.
 pub struct PostgresLedger {
     pub(super) settings: ConnectSettings,
-    pub(super) work: Link,
+    pub(super) work: ReconnectingSession,
     /// The session that holds the shared lock of the epoch.
     pub(super) member: Option<Session>,
     /// The session that holds the openers' lock.
@@ -45,7 +45,7 @@ impl PostgresLedger {
     /// A ledger at `settings`.
     pub fn new(settings: ConnectSettings) -> PostgresLedger {
         PostgresLedger {
-            work: Link::new(settings.clone(), "keeper", WORK_LIMIT),
+            work: ReconnectingSession::new(settings.clone(), "keeper", WORK_LIMIT),
             settings,
             member: None,
             opener: None,
@@ -193,7 +193,7 @@ impl Ledger for PostgresLedger {
     fn sales(&mut self, now_ms: u64) -> Result<Vec<SaleRow>, LedgerError> {
         self.run(async move |wire| {
             let query = format!("SELECT {SALE} FROM sales WHERE ends_at > $1 ORDER BY starts_at, sale_id");
-            let rows = wire.client.query(&query, &[&Moment::of(now_ms)]).await?;
+            let rows = wire.client.query(&query, &[&PgTimestamp::of(now_ms)]).await?;
             rows.iter().map(sale_row).collect()
         })
     }
@@ -205,7 +205,7 @@ impl Ledger for PostgresLedger {
                 VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
             let sale = signed(terms.sale.0)?;
             let (items, limit, hold) = (signed(terms.items)?, signed(terms.user_limit)?, signed(terms.hold_ms)?);
-            let (starts, ends) = (Moment::of(terms.starts_ms), Moment::of(terms.ends_ms));
+            let (starts, ends) = (PgTimestamp::of(terms.starts_ms), PgTimestamp::of(terms.ends_ms));
             wire.client.execute(PLAN, &[&sale, &items, &limit, &hold, &starts, &ends]).await?;
             let query = format!("SELECT {SALE} FROM sales WHERE sale_id = $1");
             sale_row(&wire.client.query_one(&query, &[&sale]).await?)
@@ -283,7 +283,7 @@ const HOLDS_OF_SALE: &str = "\
 /// The schema's checks keep malformed sales out, so one is an error and not left out: its items would vanish.
 fn sale_row(row: &Row) -> Result<SaleRow, Failure> {
     let moment = |at| {
-        row.try_get::<_, Moment>(at)
+        row.try_get::<_, PgTimestamp>(at)
             .map_err(Failure::from)?
             .unix()
             .ok_or_else(|| Failure::refused("a sale's start or end is not a moment after 1970"))
@@ -305,7 +305,7 @@ fn sale_row(row: &Row) -> Result<SaleRow, Failure> {
 fn hold_row(row: &Row) -> Option<HoldRow> {
     let number = HoldNumber(u64::try_from(row.try_get::<_, i64>(0).ok()?).ok()?);
     let id = |at| Id::from_bytes(row.try_get::<_, &str>(at).ok()?.as_bytes()).ok();
-    let moment = |at| row.try_get::<_, Option<Moment>>(at).ok();
+    let moment = |at| row.try_get::<_, Option<PgTimestamp>>(at).ok();
     let purchased_ms = match moment(7)? {
         Some(at) => Some(at.unix()?),
         None => None,
@@ -345,12 +345,12 @@ pub(super) fn signed(number: u64) -> Result<i64, Failure> {
 
 /// A `timestamptz`, in its own microseconds since 2000. The infinities pass, as the numbers that stand for them.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Moment(i64);
+pub(super) struct PgTimestamp(i64);
 
-impl Moment {
+impl PgTimestamp {
     /// Unix milliseconds as a moment.
-    pub fn of(unix_ms: u64) -> Moment {
-        Moment(micros(unix_ms))
+    pub fn of(unix_ms: u64) -> PgTimestamp {
+        PgTimestamp(micros(unix_ms))
     }
 
     fn unix(self) -> Option<u64> {
@@ -358,15 +358,15 @@ impl Moment {
     }
 }
 
-impl<'a> FromSql<'a> for Moment {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Moment, Box<dyn Error + Sync + Send>> {
-        Ok(Moment(i64::from_be_bytes(raw.try_into()?)))
+impl<'a> FromSql<'a> for PgTimestamp {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<PgTimestamp, Box<dyn Error + Sync + Send>> {
+        Ok(PgTimestamp(i64::from_be_bytes(raw.try_into()?)))
     }
 
     accepts!(TIMESTAMPTZ);
 }
 
-impl ToSql for Moment {
+impl ToSql for PgTimestamp {
     fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
         out.extend_from_slice(&self.0.to_be_bytes());
         Ok(IsNull::No)

@@ -15,7 +15,7 @@ pub mod copy;
 mod dsn;
 mod fence;
 mod ledger;
-mod link;
+mod reconnecting;
 mod schema;
 mod session;
 mod tls;

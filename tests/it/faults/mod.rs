@@ -9,13 +9,13 @@ mod instances;
 mod large;
 mod limits;
 mod loss;
+mod maintenance;
 mod network;
 mod postgres_away;
 mod redis_setup;
 mod refused;
 mod scarce;
 mod sessions;
-mod upkeep;
 
 use crate::support::app::{App, Builder};
 use crate::support::audit::{self, Terms};
@@ -172,7 +172,7 @@ fn codes_still_work(addrs: &[SocketAddr], history: &History) {
     load(addrs, addrs.len().max(2), history, visit, |_| {});
 }
 
-/// Asks until there is a decision: each core notices on its own that Redis is another one. The decision, and whether
+/// Asks until there is a decision: each worker notices on its own that Redis is another one. The decision, and whether
 /// answers were lost before it.
 fn decided(mut ask: impl FnMut() -> Told) -> (Told, bool) {
     let mut lost = false;

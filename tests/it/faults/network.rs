@@ -34,7 +34,7 @@ fn what_a_lost_answer_took_comes_back() {
     };
     for _ in 0..3 {
         proxy.cut_replies(1);
-        // A core that still connects anew refuses; the first decision is the one whose answer is lost.
+        // A worker that still connects anew refuses; the first decision is the one whose answer is lost.
         poll("a lost answer", GOING_ON, || {
             assert!(matches!(ask(app.addr(), &history, take), Told::Lost(_)));
             (proxy.cuts_left() == 0).then_some(())

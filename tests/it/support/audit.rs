@@ -1,4 +1,4 @@
-//! The judge: what clients were told against what the ledger shows.
+//! The audit: what clients were told against what the ledger shows.
 //!
 //! A pure function of both finds the violations; [`check`] waits for the writer first. Refuses to know how the service
 //! works: only what it promises.

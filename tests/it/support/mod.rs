@@ -1,4 +1,4 @@
-//! What the tests stand on: servers, the instance, a client, a history and its judge.
+//! What the tests stand on: servers, the instance, a client, a history and its audit.
 
 pub mod app;
 pub mod audit;

@@ -1,4 +1,4 @@
-//! The judge is judged: each kind of violation is found, and nothing else.
+//! The audit itself: each kind of violation is found, and nothing else.
 
 use super::audit::{Terms, violations};
 use super::history::{Checkout, History, Redeemed, Told, load};

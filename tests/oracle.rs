@@ -1,4 +1,4 @@
-//! The judge of the scripts: the memory inventory, the obvious version of every decision, and the real scripts on a
+//! The oracle of the scripts: the memory inventory, the obvious version of every decision, and the real scripts on a
 //! real Redis are led through the same requests at the same times and must agree on every outcome and on the state.
 //!
 //! `JUDGE_CASES` is how many random sequences are played; a failure prints the seed, and `JUDGE_SEED` repeats it.
@@ -6,21 +6,21 @@
 // Not every tool of the shared harness is needed here.
 #![allow(dead_code)]
 
-#[path = "judge/bench.rs"]
+#[path = "oracle/bench.rs"]
 mod bench;
-#[path = "judge/case.rs"]
+#[path = "oracle/case.rs"]
 mod case;
-#[path = "judge/directed.rs"]
+#[path = "oracle/directed.rs"]
 mod directed;
-#[path = "judge/duel.rs"]
+#[path = "oracle/duel.rs"]
 mod duel;
-#[path = "judge/offers.rs"]
+#[path = "oracle/offers.rs"]
 mod offers;
 #[path = "it/support/process.rs"]
 mod process;
 #[path = "it/support/redis_server.rs"]
 mod redis_server;
-#[path = "judge/state.rs"]
+#[path = "oracle/state.rs"]
 mod state;
 
 use bench::Bench;
@@ -37,7 +37,7 @@ fn from_env(name: &str) -> Option<u64> {
 }
 
 /// Plays random cases on one Redis; a failure says how to repeat it, and the shortest case that fails.
-fn judge<C: Debug + Display>(
+fn compare<C: Debug + Display>(
     cases: impl Strategy<Value = C>,
     share: u32,
     play: impl Fn(&mut Bench, &C) -> Result<(), String>,
@@ -63,10 +63,10 @@ fn judge<C: Debug + Display>(
 
 #[test]
 fn scripts_and_memory_agree() {
-    judge(case::cases(), 1, duel::play);
+    compare(case::cases(), 1, duel::play);
 }
 
 #[test]
-fn offers_are_judged_as_the_obvious_version_does() {
-    judge(offers::cases(), 3, offers::play);
+fn offers_are_decided_as_the_obvious_version_does() {
+    compare(offers::cases(), 3, offers::play);
 }

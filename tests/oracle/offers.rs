@@ -6,7 +6,7 @@ use crate::state::{State, same};
 use flashsale::domain::{HoldNumber, Id, Outcome, Terms};
 use flashsale::inventory::memory::{Hold, HoldState};
 use flashsale::inventory::redis::scripts::{OFFER, queue_key, state_key};
-use flashsale::keeper::merge::Rebuilt;
+use flashsale::keeper::merge::RebuiltSale;
 use proptest::prelude::*;
 use redis::cmd;
 use std::collections::BTreeMap;
@@ -90,7 +90,7 @@ pub fn play(bench: &mut Bench, case: &Case) -> Result<(), String> {
     let Case { items, user_limit, .. } = *case;
     let ends_ms = START_MS + LENGTH_MS;
     let terms = Terms { sale, items, user_limit, hold_ms: HOLD_MS, starts_ms: START_MS, ends_ms };
-    let built = bench.store.build(&terms, 1, &Rebuilt::default(), &mut || Ok(()))?;
+    let built = bench.store.build(&terms, 1, &RebuiltSale::default(), &mut || Ok(()))?;
     bench.store.open(&built)?;
     let mut model = Model { terms, holds: BTreeMap::new() };
     prepare(bench, case, &mut model);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// A Redis server's address and credentials, from `REDIS_ADDR`.
-pub struct Target {
+pub struct RedisEndpoint {
     /// `host:port`, for messages: no credentials.
     pub name: String,
     info: ConnectionInfo,
@@ -16,9 +16,9 @@ pub struct Target {
     resolved: ArcSwap<Vec<SocketAddr>>,
 }
 
-impl Target {
+impl RedisEndpoint {
     /// Reads `host:port` or `redis://[user:password@]host:port[/db]`. Resolves nothing yet.
-    pub fn parse(text: &str) -> Result<Target, String> {
+    pub fn parse(text: &str) -> Result<RedisEndpoint, String> {
         let url = match text.split_once("://") {
             Some(("redis", _)) => text.to_owned(),
             Some(("rediss", _)) => return Err("TLS to Redis (rediss://) is not supported yet".into()),
@@ -39,7 +39,7 @@ impl Target {
         // The driver would say its name by CLIENT SETINFO: a command that a user of Redis need not have for this service.
         let settings = info.redis_settings().clone().set_skip_set_lib_name();
         let info = info.set_redis_settings(settings);
-        Ok(Target { name: format!("{host}:{port}"), info, host, port, resolved: ArcSwap::default() })
+        Ok(RedisEndpoint { name: format!("{host}:{port}"), info, host, port, resolved: ArcSwap::default() })
     }
 
     /// Looks the host's addresses up. Blocks: for plain threads.
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn addresses() {
-        let check = |text: &str, want: Result<&str, &str>| match (Target::parse(text), want) {
+        let check = |text: &str, want: Result<&str, &str>| match (RedisEndpoint::parse(text), want) {
             (Ok(target), Ok(name)) => assert_eq!(target.name, name, "{text}"),
             (Err(why), Err(part)) => assert!(why.contains(part), "{text}: {why}"),
             (got, _) => panic!("{text}: {:?}", got.map(|t| t.name)),
@@ -126,8 +126,8 @@ mod tests {
     #[test]
     fn logging_in() {
         let mut out = Vec::new();
-        assert_eq!(Target::parse("redis://u:p@h:7/2").unwrap().log_in(&mut out), 2);
+        assert_eq!(RedisEndpoint::parse("redis://u:p@h:7/2").unwrap().log_in(&mut out), 2);
         assert_eq!(out, b"*3\r\n$4\r\nAUTH\r\n$1\r\nu\r\n$1\r\np\r\n*2\r\n$6\r\nSELECT\r\n$1\r\n2\r\n");
-        assert_eq!(Target::parse("h:7").unwrap().log_in(&mut out), 0);
+        assert_eq!(RedisEndpoint::parse("h:7").unwrap().log_in(&mut out), 0);
     }
 }

@@ -1,19 +1,19 @@
 //! Parts that panic: each is told of, and nothing else ends with it.
 
 use super::*;
-use crate::core::Cores;
 use crate::domain::{HoldNumber, Record, RecordKind, Records, SaleId};
 use crate::http::listen;
 use crate::http::request::Head;
-use crate::http::response::{Extra, Responder};
+use crate::http::response::{ExtraHeader, Responder};
 use crate::http::server::Server;
 use crate::http::service::Service;
 use crate::ledger::writer::{OnFailure, Writer};
 use crate::ledger::{Append, LedgerError};
 use crate::record::{self, Message};
-use crate::redis::pipeline::{Link, Pipeline, Protocol};
-use crate::redis::resp::Reply;
-use crate::redis::target::Target;
+use crate::redis_wire::endpoint::RedisEndpoint;
+use crate::redis_wire::pipeline::{DriverWaker, Pipeline, Protocol};
+use crate::redis_wire::resp::Reply;
+use crate::worker::Workers;
 use may::io::WaitIoWaker;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -108,7 +108,7 @@ impl Service for FaultyService {
         TOLD
     }
     fn render(&self, (): &(), to: &mut Responder<'_>) {
-        to.json(200, Extra::None, |_| {});
+        to.json(200, ExtraHeader::None, |_| {});
     }
 }
 
@@ -126,11 +126,11 @@ fn ask(address: SocketAddr, path: &str) -> String {
 #[test]
 fn coroutines_that_panic() {
     let (vitals, told) = Vitals::new();
-    let cores = Cores::start(2, vitals).unwrap();
+    let workers = Workers::start(2, vitals).unwrap();
 
     // A connection's panic is its own, and is counted.
     let listener = listen::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap().listen().unwrap();
-    let server = Server::start(cores, listener, Arc::new(FaultyService), 100).unwrap();
+    let server = Server::start(workers, listener, Arc::new(FaultyService), 100).unwrap();
     for round in 1..=5 {
         assert!(ask(server.address(), "/").starts_with("HTTP/1.1 200"));
         assert_eq!(ask(server.address(), "/fault"), "");
@@ -146,12 +146,12 @@ fn coroutines_that_panic() {
 
     // A driver's is not.
     let redis = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let target = Arc::new(Target::parse(&redis.local_addr().unwrap().to_string()).unwrap());
+    let target = Arc::new(RedisEndpoint::parse(&redis.local_addr().unwrap().to_string()).unwrap());
     // It is looked up; an answer never comes.
     target.reach(Duration::from_millis(50)).unwrap_err();
-    let link = Arc::new(Link::new(cores, 1).unwrap());
-    let pipeline = Pipeline { cores, core: 1, target, timeout: TOLD, link, protocol: FaultyProtocol };
-    cores.spawn_vital(1, "a driver", move || pipeline.run()).unwrap();
+    let driver = Arc::new(DriverWaker::new(workers, 1).unwrap());
+    let pipeline = Pipeline { workers, worker: 1, target, timeout: TOLD, driver, protocol: FaultyProtocol };
+    workers.spawn_vital(1, "a driver", move || pipeline.run()).unwrap();
     assert_eq!(told.recv_timeout(TOLD).unwrap(), "a driver panicked: a fault in the protocol");
-    assert!(ask(server.address(), "/").starts_with("HTTP/1.1 200"), "its core goes on");
+    assert!(ask(server.address(), "/").starts_with("HTTP/1.1 200"), "its worker goes on");
 }

@@ -9,7 +9,7 @@ use super::session::{Backend, Failure, Session, Wire};
 use std::time::Duration;
 
 /// A place for one session.
-pub(super) struct Link {
+pub(super) struct ReconnectingSession {
     settings: ConnectSettings,
     /// Who uses it, for the log.
     role: &'static str,
@@ -21,10 +21,10 @@ pub(super) struct Link {
     answers: Option<bool>,
 }
 
-impl Link {
+impl ReconnectingSession {
     /// No session yet; each statement of the later ones may take `limit`.
-    pub fn new(settings: ConnectSettings, role: &'static str, limit: Duration) -> Link {
-        Link { settings, role, limit, session: None, left: None, answers: None }
+    pub fn new(settings: ConnectSettings, role: &'static str, limit: Duration) -> ReconnectingSession {
+        ReconnectingSession { settings, role, limit, session: None, left: None, answers: None }
     }
 
     /// Does `work` in the session, opening one first if there is none. Any error but `Stale` costs the session. A session
@@ -34,7 +34,7 @@ impl Link {
         self.run_within(self.limit, work)
     }
 
-    /// [`Link::run`] with a time limit of its own.
+    /// [`ReconnectingSession::run`] with a time limit of its own.
     pub fn run_within<T>(
         &mut self,
         limit: Duration,

@@ -6,7 +6,7 @@ use crate::state::{State, same};
 use flashsale::domain::{HoldNumber, HoldRow, Id, Outcome, Record, RecordKind, Terms};
 use flashsale::inventory::memory::{Decision, MemorySale};
 use flashsale::inventory::redis::scripts::Refusal;
-use flashsale::keeper::merge::{Known, Union};
+use flashsale::keeper::merge::{HoldFacts, HoldMerge};
 use std::collections::BTreeMap;
 
 /// The first hold number: none of these fits a double.
@@ -232,10 +232,10 @@ impl Duel<'_> {
     /// Opens both sides anew. The ledger has `rows`; what it lacks is found in Redis.
     fn reopen(&mut self, rows: &[HoldRow], lacking: &[Record]) -> Result<(), String> {
         self.epoch += 1;
-        let mut union = Union::default();
+        let mut union = HoldMerge::default();
         for row in rows {
             let HoldRow { user, item, taken_ms, expires_ms, purchased_ms, .. } = *row;
-            union.ledger(row.number.0, Known { user, item, taken_ms, expires_ms, purchased_ms });
+            union.ledger(row.number.0, HoldFacts { user, item, taken_ms, expires_ms, purchased_ms });
         }
         let has_checkout = |number: u64| rows.iter().any(|row| row.number.0 == number && row.has_checkout);
         self.bench.store.holds(

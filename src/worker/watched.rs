@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// A descriptor whose readiness wakes one coroutine on the core of its residue.
+/// A descriptor whose readiness wakes one coroutine on the worker of its residue.
 ///
 /// `CoIo` alone closes its descriptor before it takes it out of the event loop. In between, another thread may be given
 /// the same number, and it is that one's new connection which would then be taken out, and never wake again. Here the
@@ -34,7 +34,7 @@ impl Watched {
         self.io.wait_io()
     }
 
-    /// Wakes the waiting coroutine, or its next wait. To be used on its own core.
+    /// Wakes the waiting coroutine, or its next wait. To be used on its own worker.
     pub fn waker(&self) -> WaitIoWaker {
         self.io.waker()
     }

@@ -3,7 +3,7 @@
 use crate::bench::{Bench, Told};
 use crate::state::State;
 use flashsale::domain::{HoldNumber, Id, Outcome, Terms};
-use flashsale::keeper::merge::{Known, Rebuilt, Union};
+use flashsale::keeper::merge::{HoldFacts, HoldMerge, RebuiltSale};
 
 /// Entries of the queue that one call takes back, as `lua/checkout.lua` says.
 const BOUND: u64 = 256;
@@ -19,7 +19,7 @@ fn opened(items: u64, user_limit: u64) -> (Bench, Terms) {
     let sale = bench.next_sale();
     let ends_ms = START_MS + 100_000;
     let terms = Terms { sale, items, user_limit, hold_ms: 1_000, starts_ms: START_MS, ends_ms };
-    let built = bench.store.build(&terms, 1, &Rebuilt::default(), &mut || Ok(())).unwrap();
+    let built = bench.store.build(&terms, 1, &RebuiltSale::default(), &mut || Ok(())).unwrap();
     bench.store.open(&built).unwrap();
     bench.send_clock(START_MS);
     (bench, terms)
@@ -68,10 +68,10 @@ fn what_found_no_place_is_expected_in_the_ledger() {
     let sale = bench.next_sale();
     let ends_ms = START_MS + 100_000;
     let terms = Terms { sale, items: 2, user_limit: 9, hold_ms: 1_000, starts_ms: START_MS, ends_ms };
-    let mut union = Union::default();
+    let mut union = HoldMerge::default();
     for number in 0..5 {
         let (taken_ms, purchased_ms) = (START_MS, (number == 4).then_some(START_MS));
-        let known = Known { user: id("u"), item: id("i"), taken_ms, expires_ms: START_MS + 1_000, purchased_ms };
+        let known = HoldFacts { user: id("u"), item: id("i"), taken_ms, expires_ms: START_MS + 1_000, purchased_ms };
         union.ledger(number, known);
     }
     let rebuilt = union.rebuild(&terms, START_MS);

@@ -1,12 +1,12 @@
-//! The one Redis connection of a core, driven by one coroutine.
+//! The one Redis connection of a worker, driven by one coroutine.
 //!
 //! Owns connecting, logging in, writing, reading, and making a lost connection anew with backoff and jitter.
 //! Invariant: replies reach the protocol in the order of its commands, or `lost` says that none of the open ones
 //! will come; nothing is ever sent twice. Refuses to know what the commands mean.
 
+use super::endpoint::RedisEndpoint;
 use super::resp::{self, MAX_REPLY_BYTES, Reply};
-use super::target::Target;
-use crate::core::{Bell, Cores, Watched, fd};
+use crate::worker::{Bell, Watched, Workers, fd};
 use may::io::WaitIoWaker;
 use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, sockopt};
@@ -63,18 +63,18 @@ pub trait Protocol: Send + 'static {
     fn waiting_since(&self) -> Option<Instant>;
 }
 
-/// Wakes a core's driver, from its own core.
-pub struct Link {
+/// Wakes a worker's driver, from its own worker.
+pub struct DriverWaker {
     bell: Bell,
     waker: Mutex<WaitIoWaker>,
 }
 
-impl Link {
-    /// A link whose driver lives on `core`.
-    pub fn new(cores: Cores, core: usize) -> io::Result<Link> {
-        let bell = Bell::new(cores, core)?;
+impl DriverWaker {
+    /// A waker of the driver that lives on `worker`.
+    pub fn new(workers: Workers, worker: usize) -> io::Result<DriverWaker> {
+        let bell = Bell::new(workers, worker)?;
         let waker = Mutex::new(bell.waker());
-        Ok(Link { bell, waker })
+        Ok(DriverWaker { bell, waker })
     }
 
     /// Lets the driver run after all that is ready in this turn: there is something to send, or time has passed.
@@ -83,18 +83,18 @@ impl Link {
     }
 }
 
-/// A core's driver.
+/// A worker's driver.
 pub struct Pipeline<P> {
     /// The workers.
-    pub cores: Cores,
+    pub workers: Workers,
     /// Its own.
-    pub core: usize,
+    pub worker: usize,
     /// Where Redis is.
-    pub target: Arc<Target>,
+    pub target: Arc<RedisEndpoint>,
     /// How long a reply, or a connection, may take.
     pub timeout: Duration,
     /// How others wake it.
-    pub link: Arc<Link>,
+    pub driver: Arc<DriverWaker>,
     /// What rides on it.
     pub protocol: P,
 }
@@ -126,23 +126,23 @@ struct Socket {
 }
 
 impl<P: Protocol> Pipeline<P> {
-    /// Drives the connection for ever. To be run as a coroutine on its core; [`Link::wake`] has to come from a tick
-    /// of the core, or no time limit is noticed.
+    /// Drives the connection for ever. To be run as a coroutine on its worker; [`DriverWaker::wake`] has to come from a tick
+    /// of the worker, or no time limit is noticed.
     pub fn run(mut self) {
         let mut attempt = 0usize;
         let mut backoff = MIN_BACKOFF;
         loop {
             let why = match self.connect(attempt) {
                 Ok(mut socket) => {
-                    *self.link.waker.lock() = socket.io.waker();
+                    *self.driver.waker.lock() = socket.io.waker();
                     let (greeted, end) = self.serve(&mut socket);
-                    *self.link.waker.lock() = self.link.bell.waker();
+                    *self.driver.waker.lock() = self.driver.bell.waker();
                     if greeted.is_some() {
                         backoff = MIN_BACKOFF;
                     }
                     let settled = greeted.is_some_and(|greeted| greeted.elapsed() >= SETTLED);
                     if settled && end.by_peer && socket.is_idle() && self.protocol.is_idle() {
-                        tracing::debug!(core = self.core, "an idle connection to Redis ended: {}", end.why);
+                        tracing::debug!(worker = self.worker, "an idle connection to Redis ended: {}", end.why);
                         self.protocol.ended_idle();
                         continue;
                     }
@@ -150,7 +150,7 @@ impl<P: Protocol> Pipeline<P> {
                 }
                 Err(e) => e.to_string(),
             };
-            *self.link.waker.lock() = self.link.bell.waker();
+            *self.driver.waker.lock() = self.driver.bell.waker();
             self.protocol.lost(&why);
             attempt = attempt.wrapping_add(1);
             self.pause(backoff);
@@ -159,10 +159,10 @@ impl<P: Protocol> Pipeline<P> {
     }
 
     fn pause(&self, backoff: Duration) {
-        // Half of it is random, so that many cores and instances do not come back in step.
+        // Half of it is random, so that many workers and instances do not come back in step.
         let until = Instant::now() + backoff / 2 + backoff.mul_f64(fastrand::f64() / 2.0);
         while Instant::now() < until {
-            self.link.bell.wait();
+            self.driver.bell.wait();
         }
     }
 
@@ -174,14 +174,14 @@ impl<P: Protocol> Pipeline<P> {
         };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let raw = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-        let raw = fd::place(raw, self.core, self.cores.count())?;
+        let raw = fd::place(raw, self.worker, self.workers.count())?;
         sockopt::set_tcp_nodelay(&raw, true)?;
         match rustix::net::connect(&raw, &address) {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
             Err(e) => return Err(e.into()),
         }
         let io = Watched::new(raw)?;
-        *self.link.waker.lock() = io.waker();
+        *self.driver.waker.lock() = io.waker();
         let begun = Instant::now();
         loop {
             if let Err(e) = sockopt::socket_error(io.fd())? {

@@ -1,7 +1,7 @@
-//! A core: one pinned worker thread of `may` and all that it owns.
+//! A worker: one pinned thread of `may` and all that it owns.
 //!
-//! Owns the placing of coroutines and file descriptors on workers, the bells that reach a core from outside, its
-//! ticks, and the cells in which an answer waits for its connection. Invariant: what is placed on a core runs there
+//! Owns the placing of coroutines and file descriptors on workers, the bells that reach a worker from outside, its
+//! ticks, and the cells in which an answer waits for its connection. Invariant: what is placed on a worker runs there
 //! for ever, since a ready descriptor runs on worker `fd % workers` and a wake-up runs on the waker's worker.
 //! Leaves HTTP, Redis and sales to others.
 
@@ -32,34 +32,34 @@ thread_local! {
 
 /// The workers of this process.
 #[derive(Clone, Copy, Debug)]
-pub struct Cores {
+pub struct Workers {
     count: usize,
     vitals: &'static Vitals,
 }
 
-impl Cores {
+impl Workers {
     /// Starts `count` pinned workers. Once a process, before any other use of `may`. What is spawned as vital on them is
     /// watched by `vitals`.
     ///
     /// # Errors
     /// There is no memory for their first coroutines.
-    pub fn start(count: usize, vitals: Vitals) -> io::Result<Cores> {
+    pub fn start(count: usize, vitals: Vitals) -> io::Result<Workers> {
         keep_quiet_while_spawning();
         may::config().set_workers(count).set_stack_size(STACK_WORDS).set_worker_pin(true);
         // The workers never end either.
-        let cores = Cores { count, vitals: Box::leak(Box::new(vitals)) };
+        let workers = Workers { count, vitals: Box::leak(Box::new(vitals)) };
         let (ready, wait) = crossbeam_channel::bounded(count);
-        for core in 0..count {
+        for worker in 0..count {
             let ready = ready.clone();
-            cores.spawn(core, move || {
-                CURRENT.set(Some(core));
+            workers.spawn(worker, move || {
+                CURRENT.set(Some(worker));
                 let _ = ready.try_send(());
             })?;
         }
         for _ in 0..count {
             wait.recv().map_err(io::Error::other)?;
         }
-        Ok(cores)
+        Ok(workers)
     }
 
     /// How many there are.
@@ -72,9 +72,9 @@ impl Cores {
         0..self.count
     }
 
-    /// Runs `work` as a coroutine on `core`. `Err` when there is no memory for its stack; `work` is dropped then.
-    pub fn spawn(&self, core: usize, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let builder = may::coroutine::Builder::new().stack_size(STACK_WORDS).id(core);
+    /// Runs `work` as a coroutine on `worker`. `Err` when there is no memory for its stack; `work` is dropped then.
+    pub fn spawn(&self, worker: usize, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let builder = may::coroutine::Builder::new().stack_size(STACK_WORDS).id(worker);
         SPAWNING.set(true);
         // `may` panics where it cannot map a stack. It has touched nothing by then.
         let spawned = panic::catch_unwind(AssertUnwindSafe(|| may::go!(builder, work).map(drop)));
@@ -84,22 +84,27 @@ impl Cores {
         })
     }
 
-    /// Runs `work` as [`Cores::spawn`] does. The process cannot do without it: a panic in it is told as the end of `part`.
+    /// Runs `work` as [`Workers::spawn`] does. The process cannot do without it: a panic in it is told as the end of `part`.
     ///
     /// # Errors
     /// There is no memory for its stack.
-    pub fn spawn_vital(&self, core: usize, part: &'static str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    pub fn spawn_vital(
+        &self,
+        worker: usize,
+        part: &'static str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
         let vitals = self.vitals;
-        self.spawn(core, move || vitals.watch(part, work))
+        self.spawn(worker, move || vitals.watch(part, work))
     }
 
-    /// The core whose worker serves `fd` when it is ready.
+    /// The worker that serves `fd` when it is ready.
     pub fn of_fd(&self, fd: &impl std::os::fd::AsRawFd) -> usize {
         usize::try_from(fd.as_raw_fd()).unwrap_or(0) % self.count
     }
 }
 
-/// Lets no panic be printed that [`Cores::spawn`] turns into an error.
+/// Lets no panic be printed that [`Workers::spawn`] turns into an error.
 fn keep_quiet_while_spawning() {
     let print = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
@@ -109,13 +114,13 @@ fn keep_quiet_while_spawning() {
     }));
 }
 
-/// The core that this code runs on; `None` on a plain thread.
+/// The worker that this code runs on; `None` on a plain thread.
 pub fn current() -> Option<usize> {
     CURRENT.get()
 }
 
-/// Asserts, in debug builds, that this code runs on `core`.
+/// Asserts, in debug builds, that this code runs on `worker`.
 #[inline]
-pub fn debug_assert_on(core: usize) {
-    debug_assert_eq!(current(), Some(core), "work of core {core} on another thread");
+pub fn debug_assert_on(worker: usize) {
+    debug_assert_eq!(current(), Some(worker), "work of worker {worker} on another thread");
 }

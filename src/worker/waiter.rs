@@ -8,9 +8,9 @@ use parking_lot::Mutex;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(u64);
 
-/// Where one connection waits for a decision. Used from its own core alone, so its lock is never contended.
+/// Where one connection waits for a decision. Used from its own worker alone, so its lock is never contended.
 pub struct Waiter {
-    core: usize,
+    worker: usize,
     waker: WaitIoWaker,
     cell: Mutex<Cell>,
 }
@@ -21,14 +21,14 @@ struct Cell {
 }
 
 impl Waiter {
-    /// A waiter on `core` whose coroutine `waker` wakes.
-    pub fn new(core: usize, waker: WaitIoWaker) -> Waiter {
-        Waiter { core, waker, cell: Mutex::new(Cell { ticket: 0, outcome: None }) }
+    /// A waiter on `worker` whose coroutine `waker` wakes.
+    pub fn new(worker: usize, waker: WaitIoWaker) -> Waiter {
+        Waiter { worker, waker, cell: Mutex::new(Cell { ticket: 0, outcome: None }) }
     }
 
-    /// The core that it waits on.
-    pub fn core(&self) -> usize {
-        self.core
+    /// The worker that it waits on.
+    pub fn worker(&self) -> usize {
+        self.worker
     }
 
     /// Begins to wait for one more decision.
@@ -41,7 +41,7 @@ impl Waiter {
 
     /// Delivers the decision and wakes the connection; nothing happens if it waits for that ticket no more.
     pub fn deliver(&self, ticket: Ticket, outcome: Outcome) {
-        super::debug_assert_on(self.core);
+        super::debug_assert_on(self.worker);
         let mut cell = self.cell.lock();
         if cell.ticket == ticket.0 && cell.outcome.is_none() {
             cell.outcome = Some(outcome);

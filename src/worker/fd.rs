@@ -4,13 +4,13 @@ use rustix::io::fcntl_dupfd_cloexec;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// A descriptor of the same open file whose number modulo `cores` is `core`, so that its events run there.
+/// A descriptor of the same open file whose number modulo `workers` is `worker`, so that its events run there.
 /// Returns `fd` itself when it fits already. Fails when the process has no free descriptors.
-pub fn place(fd: OwnedFd, core: usize, cores: usize) -> io::Result<OwnedFd> {
+pub fn place(fd: OwnedFd, worker: usize, workers: usize) -> io::Result<OwnedFd> {
     let mut placed = fd;
     loop {
         let number = usize::try_from(placed.as_raw_fd()).map_err(io::Error::other)?;
-        let missing = (core + cores - number % cores) % cores;
+        let missing = (worker + workers - number % workers) % workers;
         if missing == 0 {
             return Ok(placed);
         }
@@ -26,11 +26,11 @@ mod tests {
 
     #[test]
     fn every_residue_is_reached() {
-        for cores in 1..5 {
-            for core in 0..cores {
+        for workers in 1..5 {
+            for worker in 0..workers {
                 let pair = rustix::pipe::pipe().unwrap();
-                let placed = place(pair.0, core, cores).unwrap();
-                assert_eq!(placed.as_raw_fd() as usize % cores, core);
+                let placed = place(pair.0, worker, workers).unwrap();
+                assert_eq!(placed.as_raw_fd() as usize % workers, worker);
                 rustix::io::write(&pair.1, b"x").unwrap();
                 assert_eq!(rustix::io::read(&placed, &mut [0; 1]).unwrap(), 1);
             }

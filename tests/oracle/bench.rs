@@ -1,17 +1,17 @@
-//! The scripts' side: a Redis, its clock in the judge's hands, and calls that travel many at a time.
+//! The scripts' side: a Redis, its clock in the oracle's hands, and calls that travel many at a time.
 
 use crate::redis_server::Redis;
 use flashsale::domain::{HoldKey, HoldNumber, Id, Outcome, Record, RecordKind, SaleId, Terms};
 use flashsale::inventory::redis::scripts::{self, CheckoutMark, Fact, Header, PurchaseMark, Refusal};
 use flashsale::keeper::store::Store;
-use flashsale::redis::target::Target;
+use flashsale::redis_wire::endpoint::RedisEndpoint;
 use redis::{Cmd, Connection, ConnectionLike, Value, cmd};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Where the judge keeps the time, in unix milliseconds.
-const CLOCK_KEY: &str = "judge:clock";
+/// Where the oracle keeps the time, in unix milliseconds.
+const CLOCK_KEY: &str = "oracle:clock";
 /// Sales after which Redis is emptied.
 const SALES_KEPT: u64 = 500;
 
@@ -69,7 +69,7 @@ impl Bench {
             cmd("SCRIPT").arg("LOAD").arg(with_test_clock(text)).query(&mut connection).expect("load a script")
         };
         let (checkout_sha, purchase_sha) = (load(scripts::CHECKOUT), load(scripts::PURCHASE));
-        let target = Arc::new(Target::parse(&redis.addr().to_string()).unwrap());
+        let target = Arc::new(RedisEndpoint::parse(&redis.addr().to_string()).unwrap());
         Bench {
             connection,
             store: Store::new(target, Duration::from_secs(5)),
@@ -98,7 +98,7 @@ impl Bench {
         SaleId(self.sales)
     }
 
-    /// How often which outcome was seen: a judge who never sees an outcome does not judge it.
+    /// How often which outcome was seen: an oracle that never sees an outcome does not check it.
     pub fn tally(&self) -> String {
         format!("{:?}", self.seen)
     }

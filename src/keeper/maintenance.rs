@@ -38,7 +38,7 @@ const _: () = assert!(CLEAR_AFTER_MS >= ENDED_KEPT_MS + 10_000);
 
 /// When what was done last.
 #[derive(Default)]
-pub(super) struct Upkeep {
+pub(super) struct Maintenance {
     compared: Option<Instant>,
     swept: Option<Instant>,
     /// What Redis had of each sale at the last comparison, and when: by the next one the ledger should have it.
@@ -54,7 +54,7 @@ pub(super) struct Upkeep {
     members: (u64, Vec<i32>),
 }
 
-impl Upkeep {
+impl Maintenance {
     /// Many records may be missing: the next comparison is a thorough one, and comes soon.
     pub(super) fn hurry(&mut self) {
         self.hurried = true;
@@ -93,34 +93,34 @@ impl Upkeep {
 
 impl Keeper {
     /// What is due of the regular work.
-    pub(super) fn take_care(&mut self) -> Result<(), String> {
+    pub(super) fn maintain(&mut self) -> Result<(), String> {
         self.place_stale()?;
         if self.inventory.is_none() {
             // Starting: shoppers wait for it, and nothing can be missing that is not missing a moment later.
             return Ok(());
         }
         let overflowed = self.recorder.counters().overflowed.load(Ordering::Relaxed);
-        let before = std::mem::replace(&mut self.upkeep.overflowed, overflowed);
+        let before = std::mem::replace(&mut self.maintenance.overflowed, overflowed);
         if before != overflowed {
             let records = overflowed - before;
             tracing::warn!(
                 "the ledger cannot keep up: {records} records found no room on their way to it and are left to reconciliation"
             );
-            self.upkeep.hurry();
+            self.maintenance.hurry();
         }
         if self.reconciliation.is_busy() {
             return self.reconcile();
         }
-        let hurried = self.upkeep.hurried && is_due(self.upkeep.compared, HURRY);
-        if hurried || is_due(self.upkeep.compared, self.upkeep.every()) {
-            self.upkeep.compared = Some(Instant::now());
+        let hurried = self.maintenance.hurried && is_due(self.maintenance.compared, HURRY);
+        if hurried || is_due(self.maintenance.compared, self.maintenance.every()) {
+            self.maintenance.compared = Some(Instant::now());
             self.compare_open_sales(hurried)?;
             if hurried {
-                self.upkeep.hurried = false;
+                self.maintenance.hurried = false;
             }
         }
-        if hurried || is_due(self.upkeep.swept, SWEEP_EVERY) {
-            self.upkeep.swept = Some(Instant::now());
+        if hurried || is_due(self.maintenance.swept, SWEEP_EVERY) {
+            self.maintenance.swept = Some(Instant::now());
             self.sweep()?;
         }
         self.reconcile()
@@ -128,7 +128,7 @@ impl Keeper {
 
     fn compare_open_sales(&mut self, thorough: bool) -> Result<(), String> {
         let now_ms = self.store.now_ms()?;
-        let overflowed_then = std::mem::replace(&mut self.upkeep.overflowed_then, self.upkeep.overflowed);
+        let overflowed_then = std::mem::replace(&mut self.maintenance.overflowed_then, self.maintenance.overflowed);
         let mut lacking = false;
         let started: Vec<SaleId> = self.open.iter().filter(|t| t.starts_ms <= now_ms).map(|t| t.sale).collect();
         for sale in started {
@@ -150,13 +150,13 @@ impl Keeper {
     fn is_lacking(&mut self, sale: SaleId, thorough: bool) -> Result<Option<u64>, String> {
         let Some(in_redis) = self.store.counts(sale)? else { return Ok(None) };
         let now = Instant::now();
-        let known = match self.upkeep.seen.get(&sale) {
+        let known = match self.maintenance.seen.get(&sale) {
             // Seen a moment ago, before comparisons became quick: its records may still be on their way.
             Some((at, _)) if !thorough && now.duration_since(*at) < COMPARE_QUICKLY => return Ok(None),
             Some((_, known)) if !thorough => *known,
             _ => in_redis,
         };
-        let is_first = self.upkeep.seen.insert(sale, (now, in_redis)).is_none();
+        let is_first = self.maintenance.seen.insert(sale, (now, in_redis)).is_none();
         if is_first && !thorough {
             return Ok(None);
         }
@@ -165,7 +165,7 @@ impl Keeper {
         if known.taken > taken || known.purchased > purchased {
             return Ok(Some(known.upto_ms));
         }
-        self.upkeep.confirmed.insert(sale, known.upto_ms);
+        self.maintenance.confirmed.insert(sale, known.upto_ms);
         Ok(None)
     }
 
@@ -174,11 +174,11 @@ impl Keeper {
         let now_ms = self.store.now_ms()?;
         let mut ended = self.store.sales()?;
         ended.retain(|(_, ends_ms)| *ends_ms <= now_ms);
-        self.upkeep.seen.retain(|sale, _| {
+        self.maintenance.seen.retain(|sale, _| {
             ended.iter().any(|(other, _)| other == sale) || self.open.iter().any(|terms| terms.sale == *sale)
         });
-        let seen = &self.upkeep.seen;
-        self.upkeep.confirmed.retain(|sale, _| seen.contains_key(sale));
+        let seen = &self.maintenance.seen;
+        self.maintenance.confirmed.retain(|sale, _| seen.contains_key(sale));
         let Some(first) = ended.iter().map(|(_, ends_ms)| *ends_ms).min() else { return Ok(()) };
         let rows = self.ledger.sales(first.saturating_sub(1)).map_err(|e| e.to_string())?;
         for (sale, ends_ms) in ended {
