@@ -240,8 +240,7 @@ impl MemorySale {
             HoldState::Expired => Decision::refused(Outcome::InvalidCode),
             HoldState::Held if expires_ms <= now => Decision::refused(Outcome::InvalidCode),
             HoldState::Held => {
-                self.remove(number);
-                self.insert(number, Hold { state: HoldState::Purchased, ..hold });
+                self.set_state(number, HoldState::Purchased);
                 Decision::Decided {
                     outcome: Outcome::Purchased { item },
                     record: Some(Record { kind: RecordKind::Purchase, number, user, item, at_ms: now, expires_ms: 0 }),
@@ -253,15 +252,17 @@ impl MemorySale {
     /// Takes back what `record` states, since the ledger could not keep it. Where several are taken back, the newest
     /// goes first. The clock stays, and so does what has expired meanwhile.
     pub fn undo(&mut self, record: &Record) {
-        let Some(hold) = self.remove(record.number) else { return };
-        if record.kind == RecordKind::Purchase {
-            let state = match hold.state {
-                HoldState::Purchased if hold.expires_ms > self.last_ms => HoldState::Held,
-                HoldState::Purchased => HoldState::Expired,
-                other => other,
-            };
-            self.insert(record.number, Hold { state, ..hold });
+        if record.kind == RecordKind::Hold {
+            self.remove(record.number);
+            return;
         }
+        let Some(hold) = self.holds.get(&record.number) else { return };
+        let state = match hold.state {
+            HoldState::Purchased if hold.expires_ms > self.last_ms => HoldState::Held,
+            HoldState::Purchased => HoldState::Expired,
+            other => other,
+        };
+        self.set_state(record.number, state);
     }
 
     /// Where the items are at `now_ms`. What has expired goes back to the stock first, if the sale is on.
@@ -314,14 +315,35 @@ impl MemorySale {
             if expires_ms > now {
                 return;
             }
-            if let Some(hold) = self.remove(number) {
-                self.insert(number, Hold { state: HoldState::Expired, ..hold });
-            }
+            self.set_state(number, HoldState::Expired);
         }
     }
 
     fn free(&self) -> u64 {
         self.terms.items.saturating_sub(self.queue.len() as u64 + self.purchased)
+    }
+
+    /// Changes what became of hold `number`, where it stands: a purchase looks the hold and its user up once each.
+    fn set_state(&mut self, number: HoldNumber, state: HoldState) {
+        let Some(hold) = self.holds.get_mut(&number) else { return };
+        let was = std::mem::replace(&mut hold.state, state);
+        let (user, queued) = (hold.user, (hold.expires_ms, number));
+        match was {
+            HoldState::Held => drop(self.queue.remove(&queued)),
+            HoldState::Purchased => self.purchased -= 1,
+            HoldState::Expired => {}
+        }
+        match state {
+            HoldState::Held => drop(self.queue.insert(queued)),
+            HoldState::Purchased => self.purchased += 1,
+            HoldState::Expired => {}
+        }
+        let share = self.users.entry(user).or_default();
+        share.count(was).into_iter().for_each(|count| *count -= 1);
+        share.count(state).into_iter().for_each(|count| *count += 1);
+        if share.items() == 0 {
+            self.users.remove(&user);
+        }
     }
 
     /// Adds a hold and counts it. Its number must be new.
@@ -341,22 +363,9 @@ impl MemorySale {
         self.holds.insert(number, hold);
     }
 
-    /// The reverse of `insert`.
-    fn remove(&mut self, number: HoldNumber) -> Option<Hold> {
-        let hold = self.holds.remove(&number)?;
-        match hold.state {
-            HoldState::Held => {
-                self.queue.remove(&(hold.expires_ms, number));
-            }
-            HoldState::Purchased => self.purchased -= 1,
-            HoldState::Expired => return Some(hold),
-        }
-        if let Some(share) = self.users.get_mut(&hold.user) {
-            share.count(hold.state).into_iter().for_each(|count| *count -= 1);
-            if share.items() == 0 {
-                self.users.remove(&hold.user);
-            }
-        }
-        Some(hold)
+    /// Forgets hold `number` and what it counted for.
+    fn remove(&mut self, number: HoldNumber) {
+        self.set_state(number, HoldState::Expired);
+        self.holds.remove(&number);
     }
 }
