@@ -5,11 +5,12 @@
 -- KEYS   1 the sale's state (hash), 2 its queue (list); one hash tag
 -- ARGV   1 the epoch that it was closed for, 2 when the key expires (unix seconds), 3 the ledger's identity,
 --        or ''
--- Reply  'K' forgotten, 'E <epoch>' it is not closed for this epoch; nothing was changed then
+-- Reply  'K' forgotten, 'N' no state, 'E <epoch>' it is not closed for this epoch; nothing was changed by the last two
 -- Holds  the state that is built next finds the memory of this one free
 
 local there = redis.call('HMGET', KEYS[1], 'epoch', 'status')
-if there[1] ~= ARGV[1] or there[2] ~= 'closed' then return 'E ' .. tostring(there[1]) end
+if not there[1] then return 'N' end
+if there[1] ~= ARGV[1] or there[2] ~= 'closed' then return 'E ' .. there[1] end
 redis.call('UNLINK', KEYS[1], KEYS[2])
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'status', 'closed')
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'ledger', ARGV[3]) end

@@ -68,8 +68,7 @@ local function offer_purchase(number, user, item, taken, expires, purchased)
   if mark == 'P' then return true end
   if mark == 'H' then
     redis.call('HINCRBY', state, 'held', -1)
-  elseif take(user) then
-  else
+  elseif not take(user) then
     return false
   end
   if record then

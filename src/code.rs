@@ -34,6 +34,14 @@ pub const MAX_COUNTER: u64 = (1 << COUNTER_BITS) - 1;
 /// The last sale whose codes fit a block.
 pub const MAX_SALE: u64 = (1 << SALE_BITS) - 1;
 
+/// A new key for codes, from the operating system: a code is worth no more than its key is hard to guess. Fails where the system
+/// gives no random bytes.
+pub fn random_key() -> Result<[u8; KEY_BYTES], getrandom::Error> {
+    let mut key = [0; KEY_BYTES];
+    getrandom::fill(&mut key)?;
+    Ok(key)
+}
+
 /// The hold number of `counter` on `instance`; `None` beyond [`MAX_INSTANCE`] or [`MAX_COUNTER`].
 pub fn hold_number(instance: u64, counter: u64) -> Option<HoldNumber> {
     (instance <= MAX_INSTANCE && counter <= MAX_COUNTER).then_some(HoldNumber(instance << COUNTER_BITS | counter))

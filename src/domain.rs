@@ -4,8 +4,10 @@
 //! Invariant: an [`Id`] that exists is valid. Refuses to know HTTP, Redis, SQL, threads and clocks;
 //! it imports nothing of this crate.
 
+mod hold;
 mod sale;
 
+pub use hold::{HoldFacts, HoldState};
 pub use sale::{NamedSale, SaleId, Terms, Utc};
 
 use std::fmt;

@@ -10,7 +10,7 @@ use crate::workloads::{Extent, Meter};
 use flashsale::code::Codes;
 use flashsale::domain::{HoldNumber, Id, Record, RecordKind, Records, SaleId};
 use flashsale::inventory::embedded::wall_clock_ms;
-use flashsale::inventory::redis::scripts::{self, Header};
+use flashsale::inventory::redis::scripts::{Header, checkout};
 use flashsale::ledger::postgres::copy::{HOLDS, Rows};
 use flashsale::redis_wire::resp::{self, Reply};
 use redis::Cmd;
@@ -51,7 +51,7 @@ pub fn redis_alone(servers: &mut Servers, service: &Subject, batch: usize, check
     drop(running);
     let mut connection = servers.redis().connection();
     let sha: String =
-        redis::cmd("SCRIPT").arg("LOAD").arg(scripts::CHECKOUT).query(&mut connection).map_err(|e| e.to_string())?;
+        redis::cmd("SCRIPT").arg("LOAD").arg(checkout::TEXT).query(&mut connection).map_err(|e| e.to_string())?;
     // An hour ahead: Redis' own clock decides.
     let header = Header { sha: &sha, sale, epoch, latest_ms: wall_clock_ms() + 3_600_000 };
     let id = |text: String| -> Id { text.parse().expect("an id") };
@@ -59,7 +59,7 @@ pub fn redis_alone(servers: &mut Servers, service: &Subject, batch: usize, check
     let call = |first: u64, step: u64| {
         let (mut cmd, mut out) = (Cmd::new(), Vec::new());
         let requests = ids.iter().zip(0..).map(|((user, item), at)| (HoldNumber(first + at * step), user, item));
-        scripts::call_checkout(&mut cmd, &header, requests, &mut out);
+        checkout::call(&mut cmd, &header, requests, &mut out);
         words(&out)
     };
     let mut decided = |first: u64| {
@@ -68,8 +68,8 @@ pub fn redis_alone(servers: &mut Servers, service: &Subject, batch: usize, check
             cmd.arg(word);
         }
         let reply: Vec<u8> = cmd.query(&mut connection).map_err(|e| format!("the script: {e}"))?;
-        let held = scripts::read_checkout(&reply, batch).and_then(Result::ok);
-        let all = held.is_some_and(|held| held.marks().all(|mark| mark == Some(scripts::CheckoutMark::Held)));
+        let held = checkout::read(&reply, batch).and_then(Result::ok);
+        let all = held.is_some_and(|held| held.marks().all(|mark| mark == Some(checkout::Mark::Held)));
         if all { Ok(()) } else { Err(format!("the script answers {}", String::from_utf8_lossy(&reply))) }
     };
     decided(1)?;

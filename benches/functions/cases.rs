@@ -14,7 +14,7 @@ use flashsale::http::response::Responder;
 use flashsale::http::service::Service;
 use flashsale::inventory::Inventory;
 use flashsale::inventory::memory::{Decision, MemorySale};
-use flashsale::inventory::redis::scripts::{self, CheckoutMark, Header, PurchaseMark};
+use flashsale::inventory::redis::scripts::{Header, checkout, purchase};
 use flashsale::ledger::postgres::copy::Rows;
 use flashsale::record::Handoff;
 use flashsale::redis_wire::resp::{self, Reply};
@@ -200,12 +200,12 @@ fn responses(cases: &mut Vec<Case>) {
 fn pack_checkouts(cmd: &mut Cmd, ids: &[(Id, Id)], out: &mut Vec<u8>) {
     out.clear();
     let requests = ids.iter().zip(1..).map(|((user, item), number)| (HoldNumber(number), user, item));
-    scripts::call_checkout(cmd, &HEADER, requests, out);
+    checkout::call(cmd, &HEADER, requests, out);
 }
 
 fn pack_purchases(cmd: &mut Cmd, out: &mut Vec<u8>) {
     out.clear();
-    scripts::call_purchase(cmd, &HEADER, (1..=BATCH as u64).map(HoldNumber), out);
+    purchase::call(cmd, &HEADER, (1..=BATCH as u64).map(HoldNumber), out);
 }
 
 fn script_calls(cases: &mut Vec<Case>) {
@@ -249,8 +249,8 @@ fn body(reply: &[u8]) -> &[u8] {
 fn replies(cases: &mut Vec<Case>) {
     let reply = bulk(&format!("K {NOW} {} {}\n{}", NOW + 300_000, NOW + 300_000, "H".repeat(BATCH)));
     let read = |reply: &[u8]| {
-        let decided = scripts::read_checkout(body(reply), BATCH).expect("a reply").expect("a decision");
-        decided.marks().filter(|mark| *mark == Some(CheckoutMark::Held)).count()
+        let decided = checkout::read(body(reply), BATCH).expect("a reply").expect("a decision");
+        decided.marks().filter(|mark| *mark == Some(checkout::Mark::Held)).count()
     };
     assert_eq!(read(&reply), BATCH);
     add(cases, "read a reply to 32 checkouts", BATCH as u64, move || {
@@ -259,9 +259,9 @@ fn replies(cases: &mut Vec<Case>) {
     let facts: String = (0..BATCH).map(|i| format!("{NOW} 6 4 {}{}", 123_456 + i, 4_000 + i)).collect();
     let reply = bulk(&format!("K {NOW}\n{}\n{facts}", "P".repeat(BATCH)));
     let read = |reply: &[u8]| {
-        let decided = scripts::read_purchase(body(reply), BATCH).expect("a reply").expect("a decision");
+        let decided = purchase::read(body(reply), BATCH).expect("a reply").expect("a decision");
         let last = decided.marks().last().expect("a mark");
-        let Some(PurchaseMark::Purchased(fact)) = last else { panic!("{last:?}") };
+        let Some(purchase::Mark::Purchased(fact)) = last else { panic!("{last:?}") };
         fact
     };
     let fact = read(&reply);

@@ -9,21 +9,9 @@
 mod tests;
 
 use super::Progress;
+pub use crate::domain::HoldState;
 use crate::domain::{HoldKey, HoldNumber, HoldRow, Id, Outcome, Record, RecordKind, Terms};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-
-/// What became of a hold.
-///
-/// Ordered by what beats what where two sources tell of the same hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum HoldState {
-    /// The item is off the stock until the hold expires or is redeemed.
-    Held,
-    /// The item went back to the stock. The hold is kept, to tell an expired code from a lost one.
-    Expired,
-    /// The item is sold.
-    Purchased,
-}
 
 /// One hold of the sale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,11 +4,11 @@
 //! epoch (`lua/open.lua`). Many commands go out per round trip: no instance sells while a sale is rebuilt, and the link to
 //! Redis may be a slow one. Refuses to decide when anything is built.
 
-use super::layout::{queue_entry, write_record, write_share};
 use super::merge::{HoldFacts, HoldState, RebuiltSale};
-use super::store::{CHUNK, KEEP_SECONDS, Store};
+use super::store::{CHUNK, Store, words};
 use crate::domain::{Id, Terms};
-use crate::inventory::redis::scripts::{self, queue_key, state_key};
+use crate::inventory::redis::scripts::layout::{Head, add_hold, add_share, begin_state, build_keys, queue_entry};
+use crate::inventory::redis::scripts::open;
 use redis::{Cmd, Pipeline, cmd};
 use std::collections::HashMap;
 
@@ -53,7 +53,7 @@ impl Store {
     ) -> Result<(), String> {
         let Built { state, queue, .. } = built;
         // The first field gives the key its expiry, in one step: from then on it disappears by itself.
-        self.begin(cmd("HSET").arg(state).arg("epoch").arg(0), state)?;
+        self.begin(&begin_state(state), state)?;
         let holds: Vec<_> = rebuilt.holds.iter().collect();
         // Each one's items, and when the last of the holds expires.
         let mut users = HashMap::<Id, (u64, u64)>::new();
@@ -62,7 +62,7 @@ impl Store {
                 let mut set = cmd("HSET");
                 set.arg(state);
                 for (number, (known, place)) in chunk {
-                    set.arg(format!("h:{number}")).arg(write_record(known, *place));
+                    add_hold(&mut set, **number, known, *place);
                     if *place == HoldState::Expired {
                         continue;
                     }
@@ -83,7 +83,7 @@ impl Store {
                 let mut set = cmd("HSET");
                 set.arg(state);
                 for (user, (items, last_ms)) in chunk {
-                    set.arg([b"u:", user.as_bytes()].concat()).arg(write_share(*items, *last_ms));
+                    add_share(&mut set, user, *items, *last_ms);
                 }
                 set
             });
@@ -132,49 +132,29 @@ impl Store {
         self.run(|connection| pipe.exec(connection))
     }
 
-    /// The fields of the state that are no hold's and no user's.
+    /// What the state has besides holds and users.
     fn write_terms(&self, built: &Built, rebuilt: &RebuiltSale) -> Cmd {
-        let Built { terms, epoch, state, .. } = built;
-        let free = terms.items.saturating_sub(rebuilt.purchased + rebuilt.held);
         let with_checkout = |known: &&HoldFacts| known.has_checkout();
-        let taken = rebuilt.holds.values().map(|(known, _)| known).filter(with_checkout).count() as u64;
-        let apart = rebuilt.misfits.iter().map(|(_, known)| known).filter(with_checkout).count() as u64;
-        let mut set = cmd("HSET");
-        set.arg(state).arg("epoch").arg(epoch).arg("status").arg("open");
-        if let Some(ledger) = &self.ledger {
-            set.arg("ledger").arg(ledger);
-        }
-        for (field, value) in [
-            ("items", terms.items),
-            ("limit", terms.user_limit),
-            ("hold", terms.hold_ms),
-            ("start", terms.starts_ms),
-            ("end", terms.ends_ms),
-            // Time does not go back behind what is recorded, even if this Redis' clock is behind the last one's.
-            ("clock", rebuilt.clock_ms),
-            ("free", free),
-            ("held", rebuilt.held),
-            ("purchased", rebuilt.purchased),
-            ("taken", taken),
-            // Holds that are in the ledger and not in here.
-            ("apart", apart),
-            ("queue", rebuilt.held),
-        ] {
-            set.arg(field).arg(value);
-        }
-        set
+        let head = Head {
+            terms: &built.terms,
+            epoch: built.epoch,
+            ledger: self.ledger.as_deref(),
+            clock_ms: rebuilt.clock_ms,
+            held: rebuilt.held,
+            purchased: rebuilt.purchased,
+            taken: rebuilt.holds.values().map(|(known, _)| known).filter(with_checkout).count() as u64,
+            apart: rebuilt.misfits.iter().map(|(_, known)| known).filter(with_checkout).count() as u64,
+        };
+        head.write(&built.state)
     }
 
     /// Puts a state in place that was built. `Err` if a newer epoch is there, or this one sells already.
     pub fn open(&mut self, built: &Built) -> Result<(), String> {
         let Built { terms, epoch, state, queue } = built;
-        let until = terms.ends_ms / 1000 + KEEP_SECONDS;
-        let mut eval = cmd("EVAL");
-        eval.arg(scripts::OPEN).arg(4).arg(state_key(terms.sale)).arg(queue_key(terms.sale)).arg(state).arg(queue);
-        let reply: String = self.ask(eval.arg(epoch).arg(until))?;
-        match reply.as_str() {
-            "K" => Ok(()),
-            other => Err(format!("{terms} was not opened under epoch {epoch}: Redis says {other}")),
+        let reply: Vec<u8> = self.ask(&open::call(terms, *epoch, (state, queue)))?;
+        match open::read(&reply) {
+            Some(Ok(())) => Ok(()),
+            _ => Err(format!("{terms} was not opened under epoch {epoch}: Redis says {}", words(&reply))),
         }
     }
 }
@@ -188,11 +168,9 @@ pub struct Built {
 }
 
 impl Built {
-    /// Names of one hash tag with the real ones, so that they can be renamed in a script, and of one builder, who may
-    /// have been frozen while another one came to build the same.
+    /// The names are of one builder, which may have been frozen while another one came to build the same.
     fn name(terms: &Terms, epoch: u64) -> Built {
-        let nonce = fastrand::u64(..);
-        let name = |key: String| format!("{key}:build:{epoch}:{nonce:x}");
-        Built { terms: *terms, epoch, state: name(state_key(terms.sale)), queue: name(queue_key(terms.sale)) }
+        let (state, queue) = build_keys(terms.sale, epoch, fastrand::u64(..));
+        Built { terms: *terms, epoch, state, queue }
     }
 }

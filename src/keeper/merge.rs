@@ -2,41 +2,9 @@
 //!
 //! Owns the union per hold number, in which purchased beats expired beats held, and the fitting into the stock and the users' limits.
 
+pub use crate::domain::{HoldFacts, HoldState};
 use crate::domain::{HoldNumber, Id, Record, RecordKind, Terms};
 use std::collections::{BTreeMap, HashMap};
-
-/// What is known of one hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HoldFacts {
-    /// Who.
-    pub user: Id,
-    /// What.
-    pub item: Id,
-    /// When it was taken, unix milliseconds.
-    pub taken_ms: u64,
-    /// When it expires, unix milliseconds; 0 if nobody remembers more of it than its purchase.
-    pub expires_ms: u64,
-    /// When it was redeemed, unix milliseconds.
-    pub purchased_ms: Option<u64>,
-}
-
-impl HoldFacts {
-    /// Whether the checkout is remembered, and not only the purchase: else no row of it may be made up.
-    pub fn has_checkout(&self) -> bool {
-        self.expires_ms > 0
-    }
-}
-
-/// A hold's place in a rebuilt sale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HoldState {
-    /// It holds an item.
-    Held,
-    /// Its time is over.
-    Expired,
-    /// It was redeemed.
-    Purchased,
-}
 
 /// A sale, rebuilt.
 #[derive(Debug, Default)]

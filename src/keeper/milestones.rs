@@ -3,11 +3,10 @@
 //! Owns which sales this instance follows. Invariant: each line is said once a sale, by each instance that saw the sale
 //! while it was on; several instances that sell one stock say the same of it. Leaves the counting to the inventory.
 
-use super::layout::read_record;
 use super::store::Store;
 use crate::domain::{Terms, Utc};
 use crate::inventory::Progress;
-use crate::inventory::redis::scripts::{queue_key, state_key};
+use crate::inventory::redis::scripts::layout::{entry_number, field, hold_field, queue_key, read_record, state_key};
 use redis::cmd;
 use std::time::Duration;
 
@@ -74,7 +73,7 @@ impl Store {
     /// How far a sale has come; `None` if it has no state.
     pub fn progress(&mut self, terms: &Terms) -> Result<Option<Progress>, String> {
         let (state, queue) = (state_key(terms.sale), queue_key(terms.sale));
-        let fields = &["free", "clock", "taken", "purchased"][..];
+        let fields = &[field::FREE, field::CLOCK, field::TAKEN, field::PURCHASED][..];
         type Found = (Option<u64>, Option<u64>, Option<u64>, Option<u64>);
         let found: Found = self.ask(cmd("HMGET").arg(&state).arg(fields))?;
         let (Some(free), Some(clock_ms), Some(taken), Some(purchased)) = found else { return Ok(None) };
@@ -82,9 +81,8 @@ impl Store {
         if free == 0 {
             // The hold at the queue's end was taken last.
             let newest: Option<Vec<u8>> = self.ask(cmd("LINDEX").arg(queue).arg(-1))?;
-            let number = newest.and_then(|entry| String::from_utf8(entry.split(|b| *b == b':').next()?.to_vec()).ok());
-            let hold: Option<Vec<u8>> = match number {
-                Some(number) => self.ask(cmd("HGET").arg(&state).arg(format!("h:{number}")))?,
+            let hold: Option<Vec<u8>> = match newest.as_deref().and_then(entry_number) {
+                Some(number) => self.ask(cmd("HGET").arg(&state).arg(hold_field(number)))?,
                 None => None,
             };
             let taken_ms = hold.and_then(|hold| read_record(&hold)).map(|known| known.taken_ms);

@@ -8,7 +8,6 @@ pub mod calendar;
 mod clock;
 pub mod distributed;
 pub mod embedded;
-mod layout;
 mod maintenance;
 pub mod merge;
 mod milestones;

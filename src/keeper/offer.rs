@@ -5,10 +5,10 @@
 
 use super::distributed::{Keeper, SHORT_WAIT};
 use super::merge::HoldFacts;
+use super::store::words;
 use crate::domain::{HoldNumber, Id, RecordKind, RecordRef, Records, SaleId};
-use crate::inventory::redis::scripts::{self, queue_key, state_key};
+use crate::inventory::redis::scripts::{Refusal, offer};
 use crate::ledger::HoldRow;
-use redis::cmd;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -98,9 +98,9 @@ impl Keeper {
                     Entry::Vacant(place) => place.insert(self.sold(late.sale)?).judge(chunk),
                 },
             };
-            for (record, mark) in chunk.iter().zip(marks.bytes().chain(std::iter::repeat(b'M'))) {
+            for (record, fits) in chunk.iter().zip(marks) {
                 let Ok(record) = record.to_owned() else { continue };
-                if mark == b'F' { fit.push(&record) } else { misfit.push(&record) }
+                if fits { fit.push(&record) } else { misfit.push(&record) }
             }
             self.ledger.still_opening().map_err(|e| e.to_string())?;
         }
@@ -119,26 +119,16 @@ impl Keeper {
         Ok(())
     }
 
-    /// A mark for each record: `F` it fits, anything else it does not. `None` if the sale has ended.
-    fn offer(&mut self, sale: SaleId, records: &[RecordRef<'_>]) -> Result<Option<String>, String> {
+    /// Whether each record fits. `None` if the sale has ended.
+    fn offer(&mut self, sale: SaleId, records: &[RecordRef<'_>]) -> Result<Option<Vec<bool>>, String> {
         let Some(terms) = self.open.iter().find(|terms| terms.sale == sale).copied() else { return Ok(None) };
         self.store.take_back(&terms, self.epoch.number)?;
-        let mut eval = cmd("EVAL");
-        eval.arg(scripts::OFFER).arg(2).arg(state_key(sale)).arg(queue_key(sale)).arg(self.epoch.number);
-        eval.arg(self.store.latest_ms());
-        for record in records {
-            let (mark, taken_ms, purchased_ms) = match record.kind {
-                RecordKind::Hold => ("H", record.at_ms, 0),
-                RecordKind::Purchase => ("P", 0, record.at_ms),
-            };
-            eval.arg(mark).arg(record.number.0).arg(record.user).arg(record.item);
-            eval.arg(taken_ms).arg(record.expires_ms).arg(purchased_ms);
-        }
-        let reply = self.store.eval(&eval)?;
-        match reply.split_once(' ') {
-            Some(("K", marks)) => Ok(Some(marks.to_owned())),
-            Some(("T", _)) => Ok(None),
-            _ => Err(format!("{} cannot take late records now: Redis says {reply}", sale.named())),
+        let call = offer::call(sale, self.epoch.number, self.store.latest_ms(), records.iter().copied());
+        let reply: Vec<u8> = self.store.ask(&call)?;
+        match offer::read(&reply, records.len()) {
+            Some(Ok(fits)) => Ok(Some(fits)),
+            Some(Err(Refusal::NotOn(_))) => Ok(None),
+            _ => Err(format!("{} cannot take late records now: Redis says {}", sale.named(), words(&reply))),
         }
     }
 
@@ -199,10 +189,10 @@ impl Sold {
         }
     }
 
-    /// A mark for each record, as [`Keeper::offer`] gives them. What fits counts for those that come after: the stock
+    /// Whether each record fits, as [`Keeper::offer`] says it. What fits counts for those that come after: the stock
     /// and the user's limit bind a late purchase as they bind one that is offered while the sale is on.
-    fn judge(&mut self, records: &[RecordRef<'_>]) -> String {
-        records.iter().map(|record| if self.fits(record) { 'F' } else { 'M' }).collect()
+    fn judge(&mut self, records: &[RecordRef<'_>]) -> Vec<bool> {
+        records.iter().map(|record| self.fits(record)).collect()
     }
 
     fn fits(&mut self, record: &RecordRef<'_>) -> bool {
@@ -248,6 +238,10 @@ mod tests {
             push(kind, number, user);
         }
         let marks = sold.judge(&late.iter().collect::<Vec<_>>());
-        assert_eq!(marks, "FFMFFFFM", "3 is above a's limit, 6 above the stock");
+        assert_eq!(
+            marks,
+            [true, true, false, true, true, true, true, false],
+            "3 is above a's limit, 6 above the stock"
+        );
     }
 }

@@ -10,13 +10,11 @@ use super::merge::HoldFacts;
 use super::store::Store;
 use crate::domain::SaleId;
 use crate::inventory::identity;
-use crate::inventory::redis::scripts::state_key;
+pub use crate::inventory::redis::scripts::layout::OWNER_KEY;
+use crate::inventory::redis::scripts::layout::{field, state_key};
 use crate::ledger::LedgerId;
 use redis::{Pipeline, cmd};
 use std::collections::HashMap;
-
-/// Holds the identity of the ledger that the database belongs to. Named so that an ACL for sales' keys covers it.
-pub const OWNER_KEY: &str = "{sale:owner}:ledger";
 
 /// Whose a Redis database is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -104,7 +102,7 @@ impl Store {
     pub(super) fn states(&mut self) -> Result<Vec<Found>, String> {
         let mut states = Vec::new();
         for sale in self.sales_with_states()? {
-            let fields = &["end", "ledger"][..];
+            let fields = &[field::END, field::LEDGER][..];
             let found: Vec<Option<String>> = self.ask(cmd("HMGET").arg(state_key(sale)).arg(fields))?;
             if let Some(ends_ms) = found.first().and_then(|text| text.as_deref()?.parse().ok()) {
                 states.push(Found { sale, ends_ms, ledger: found.get(1).cloned().flatten() });

@@ -8,9 +8,8 @@
 use super::build::BUILD_SECONDS;
 use super::distributed::{Keeper, is_due};
 use super::store::Store;
-use crate::inventory::redis::scripts;
+use crate::inventory::redis::scripts::probe;
 use crate::ledger::outage::Outage;
-use redis::cmd;
 use std::time::{Duration, Instant};
 
 /// How often it is tried whether Redis takes writes, while it does as far as is known. Some 200 bytes of Redis'
@@ -88,12 +87,8 @@ impl Store {
     pub fn probe(&mut self) -> Result<Option<String>, String> {
         let until = self.now_ms()? / 1000 + BUILD_SECONDS;
         self.run(|connection| {
-            // By the digest, as the lanes call their scripts: an ACL may allow one form and not the other.
-            let load = cmd("SCRIPT").arg("LOAD").arg(scripts::PROBE).query::<String>(connection);
-            let called = load.and_then(|digest| {
-                let [state, queue] = scripts::PROBE_KEYS;
-                cmd("EVALSHA").arg(digest).arg(2).arg(state).arg(queue).arg(until).exec(connection)
-            });
+            let digest = probe::load().query::<String>(connection);
+            let called = digest.and_then(|digest| probe::call(&digest, until).exec(connection));
             match called {
                 // Redis said no, and the connection is in order.
                 Err(refusal) if refusal.code().is_some() => {

@@ -9,9 +9,8 @@ use super::distributed::Keeper;
 use super::store::Store;
 use crate::config::SaleSettings;
 use crate::domain::Terms;
-use crate::inventory::redis::scripts::{self, state_key};
+use crate::inventory::redis::scripts::{layout, replan};
 use crate::ledger::{Ledger, LedgerError, SaleRow};
-use redis::cmd;
 use std::fmt::Write;
 
 /// A sale that begins sooner than this is left as it is: all instances need to see the change before it begins.
@@ -62,22 +61,18 @@ pub(super) fn apply<L: Ledger + ?Sized>(
 impl Store {
     /// Whether the state of a sale has the ledger's `terms`.
     pub fn has_terms(&mut self, terms: &Terms) -> Result<bool, String> {
-        let fields = &["items", "limit", "hold", "start", "end"][..];
-        let found: Vec<Option<String>> = match self.ask(cmd("HMGET").arg(state_key(terms.sale)).arg(fields)) {
+        let found: Vec<Option<String>> = match self.ask(&layout::ask_terms(terms.sale)) {
             // A key of another type has no terms to change. The look at the state's condition finds it.
             Err(why) if why.contains("WRONGTYPE") => return Ok(true),
             found => found?,
         };
-        let wanted = [terms.items, terms.user_limit, terms.hold_ms, terms.starts_ms, terms.ends_ms];
-        Ok(found.iter().zip(wanted).all(|(found, wanted)| found.as_deref() == Some(wanted.to_string().as_str())))
+        Ok(layout::has_terms(&found, terms))
     }
 
     /// Gives the state of a sale the ledger's `terms`. `Ok(false)` if it has begun, or is not open under `epoch`.
     pub fn replan(&mut self, terms: &Terms, epoch: u64) -> Result<bool, String> {
-        let mut eval = cmd("EVAL");
-        eval.arg(scripts::REPLAN).arg(1).arg(state_key(terms.sale)).arg(epoch);
-        let reply: String = self.ask(eval.arg(terms.items).arg(terms.user_limit).arg(terms.hold_ms))?;
-        Ok(reply == "K")
+        let reply: Vec<u8> = self.ask(&replan::call(terms, epoch))?;
+        Ok(replan::read(&reply) == Some(Ok(())))
     }
 }
 

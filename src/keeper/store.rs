@@ -4,15 +4,18 @@
 //! it is to happen.
 
 use super::clock::CheckedClock;
-use super::layout::{entry_expires_ms, read_record};
 use super::merge::HoldFacts;
 use super::owner::Owner;
 use super::server_check;
 use crate::domain::{SaleId, Terms};
-use crate::inventory::redis::scripts::{self, queue_key, state_key};
+pub use crate::inventory::redis::scripts::condition::Condition;
+pub use crate::inventory::redis::scripts::counts::Counts;
+use crate::inventory::redis::scripts::layout::{
+    HOLD_FIELDS, STATE_KEYS, entry_expires_ms, queue_key, read_hold, sale_of_state_key, state_key,
+};
+use crate::inventory::redis::scripts::{checkout, close, condition, counts, forget};
 use crate::redis_wire::endpoint::RedisEndpoint;
 use redis::{Cmd, Connection, FromRedisValue, Pipeline, RedisResult, Value, cmd, from_redis_value_ref};
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,30 +23,8 @@ use std::time::{Duration, Instant};
 pub(super) const CHUNK: usize = 500;
 /// Holds that are read in one command of a sale that does not sell: a dozen milliseconds, and a twentieth of the round trips.
 const WIDE_CHUNK: usize = 10_000;
-/// How long a sale's keys outlive it at most, in seconds: a backstop for deployments that are given up.
-pub(super) const KEEP_SECONDS: u64 = 7 * 24 * 3600;
 /// Keys that are looked through in one command.
 const SCAN: usize = 1_000;
-
-/// The fields of a state that are no hold's and no user's, and have to be numbers, after the first three.
-const META: &[&str] = &[
-    "epoch",
-    "status",
-    "ledger",
-    "queue",
-    "items",
-    "free",
-    "held",
-    "purchased",
-    "taken",
-    "clock",
-    "limit",
-    "hold",
-    "start",
-    "end",
-];
-/// The highest epoch that a ledger gives out.
-const MAX_EPOCH: u64 = i32::MAX as u64;
 
 /// Whether Redis refused a command for the key's type; `Err` if it refused for another reason.
 fn is_wrong_type(reply: &Value) -> Result<bool, String> {
@@ -54,56 +35,13 @@ fn is_wrong_type(reply: &Value) -> Result<bool, String> {
     }
 }
 
-/// Whether the items are all there. More can be purchased than there are only where the ledger says so.
-fn is_balanced(items: u64, free: u64, held: u64, purchased: u64) -> bool {
-    let taken = held.saturating_add(purchased);
-    free.saturating_add(taken) == items.max(taken)
+/// A reply in the words of a message.
+pub(super) fn words(reply: &[u8]) -> String {
+    String::from_utf8_lossy(reply).into_owned()
 }
 
 /// A connection that was not used for this long is tried first: the shortest `timeout` of Redis is a second.
 const IDLE: Duration = Duration::from_millis(500);
-
-/// What a sale's state is like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
-    /// It sells under the epoch that was asked for.
-    Good,
-    /// There is none.
-    Missing,
-    /// It is of this epoch.
-    Epoch(u64),
-    /// It does not sell.
-    Closed,
-    /// It is no state that a script can go on from: its queue is not the one it knows, its numbers do not add up, or a
-    /// key is of another type.
-    Damaged,
-    /// It was built for another ledger.
-    Foreign,
-}
-
-impl fmt::Display for Condition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Condition::Good => f.write_str("sells"),
-            Condition::Missing => f.write_str("is missing"),
-            Condition::Epoch(epoch) => write!(f, "is of epoch {epoch}"),
-            Condition::Closed => f.write_str("is closed"),
-            Condition::Damaged => f.write_str("is damaged"),
-            Condition::Foreign => f.write_str("is another ledger's"),
-        }
-    }
-}
-
-/// How much a sale has decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counts {
-    /// The time of the last decision that is counted, unix milliseconds.
-    pub upto_ms: u64,
-    /// Holds whose checkout the ledger should have: all that there ever were, and those that found no place in the state.
-    pub taken: u64,
-    /// Holds that were redeemed.
-    pub purchased: u64,
-}
 
 /// The keeper's way to Redis. A connection that failed is made anew on the next call.
 pub struct Store {
@@ -176,65 +114,36 @@ impl Store {
 
     /// What `sale`'s state is like for a caller of `epoch`.
     pub fn condition(&mut self, sale: SaleId, epoch: u64) -> Result<Condition, String> {
-        let (state, queue) = (state_key(sale), queue_key(sale));
         let mut pipe = Pipeline::new();
         pipe.atomic().ignore_errors();
-        pipe.cmd("HMGET").arg(&state).arg(META).cmd("LLEN").arg(&queue);
+        condition::ask(sale).into_iter().for_each(|command| {
+            pipe.add_command(command);
+        });
         let found: Vec<Value> = self.run(|connection| pipe.query(connection))?;
         let [fields, length] = found.as_slice() else { return Err("Redis answers a transaction with another".into()) };
         if is_wrong_type(fields)? || is_wrong_type(length)? {
             return Ok(Condition::Damaged);
         }
         let fields: Vec<Option<Vec<u8>>> = from_redis_value_ref(fields).map_err(|e| e.to_string())?;
-        let actual: u64 = from_redis_value_ref(length).map_err(|e| e.to_string())?;
-        let texts = fields.iter().map(|field| std::str::from_utf8(field.as_deref()?).ok());
-        let texts: Vec<Option<&str>> = texts.collect();
-        let [Some(theirs), status, ledger, numbers @ ..] = texts.as_slice() else {
-            return Ok(if fields.first().is_some_and(Option::is_some) {
-                Condition::Damaged
-            } else {
-                Condition::Missing
-            });
-        };
-        if self.is_foreign(*ledger) {
-            return Ok(Condition::Foreign);
-        }
-        // What no instance has written is no epoch, and must not be counted on from.
-        let Some(theirs) = theirs.parse::<u64>().ok().filter(|number| *number <= MAX_EPOCH) else {
-            return Ok(Condition::Damaged);
-        };
-        let numbers: Option<Vec<u64>> = numbers.iter().map(|text| text.and_then(|text| text.parse().ok())).collect();
-        Ok(match (*status, numbers.as_deref()) {
-            _ if theirs != epoch => Condition::Epoch(theirs),
-            (Some("open"), Some([length, items, free, held, purchased, ..]))
-                if *length == actual && is_balanced(*items, *free, *held, *purchased) =>
-            {
-                Condition::Good
-            }
-            (Some("open"), _) => Condition::Damaged,
-            _ => Condition::Closed,
-        })
+        let length: u64 = from_redis_value_ref(length).map_err(|e| e.to_string())?;
+        Ok(condition::read(&fields, length, epoch, self.ledger.as_deref()))
     }
 
     /// Stops the sale from selling under an epoch older than `epoch`, whether there is a state or not.
     pub fn close(&mut self, terms: &Terms, epoch: u64) -> Result<(), String> {
-        let mut eval = cmd("EVAL");
-        eval.arg(scripts::CLOSE).arg(1).arg(state_key(terms.sale)).arg(epoch).arg(terms.ends_ms / 1000 + KEEP_SECONDS);
-        eval.arg(self.ledger.as_deref().unwrap_or_default());
-        match self.ask::<String>(&eval)?.as_str() {
-            "K" => Ok(()),
-            other => Err(format!("{terms} cannot be closed for epoch {epoch}: Redis says {other}")),
+        let reply: Vec<u8> = self.ask(&close::call(terms, epoch, self.ledger.as_deref()))?;
+        match close::read(&reply) {
+            Some(Ok(())) => Ok(()),
+            _ => Err(format!("{terms} cannot be closed for epoch {epoch}: Redis says {}", words(&reply))),
         }
     }
 
     /// Throws away what the state holds that was closed for `epoch`. The ledger has all of it.
     pub fn forget(&mut self, terms: &Terms, epoch: u64) -> Result<(), String> {
-        let mut eval = cmd("EVAL");
-        eval.arg(scripts::FORGET).arg(2).arg(state_key(terms.sale)).arg(queue_key(terms.sale));
-        eval.arg(epoch).arg(terms.ends_ms / 1000 + KEEP_SECONDS).arg(self.ledger.as_deref().unwrap_or_default());
-        match self.ask::<String>(&eval)?.as_str() {
-            "K" => Ok(()),
-            other => Err(format!("{terms} is not closed for epoch {epoch}: Redis says {other}")),
+        let reply: Vec<u8> = self.ask(&forget::call(terms, epoch, self.ledger.as_deref()))?;
+        match forget::read(&reply) {
+            Some(Ok(())) => Ok(()),
+            _ => Err(format!("{terms} is not closed for epoch {epoch}: Redis says {}", words(&reply))),
         }
     }
 
@@ -250,13 +159,9 @@ impl Store {
         let (mut cursor, mut found) = (0u64, Vec::new());
         loop {
             let mut scan = cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg("{sale:*}:state").arg("COUNT").arg(SCAN).arg("TYPE").arg("hash");
+            scan.arg(cursor).arg("MATCH").arg(STATE_KEYS).arg("COUNT").arg(SCAN).arg("TYPE").arg("hash");
             let (next, keys): (u64, Vec<Vec<u8>>) = self.ask(&scan)?;
-            let sale = |key: &[u8]| {
-                let number = std::str::from_utf8(key).ok()?.strip_prefix("{sale:")?.strip_suffix("}:state")?;
-                number.parse().ok().map(SaleId)
-            };
-            found.extend(keys.iter().filter_map(|key| sale(key)));
+            found.extend(keys.iter().filter_map(|key| sale_of_state_key(key)));
             cursor = next;
             if next == 0 {
                 break;
@@ -273,15 +178,9 @@ impl Store {
         if self.ask::<String>(cmd("TYPE").arg(state_key(sale)))? != "hash" {
             return Ok(None);
         }
-        let mut eval = cmd("EVAL");
-        eval.arg(scripts::COUNTS).arg(1).arg(state_key(sale)).arg(self.ledger.as_deref().unwrap_or_default());
-        let found: Vec<Option<String>> = self.ask(&eval)?;
-        if self.is_foreign(found.get(4).and_then(Option::as_deref)) {
-            return Ok(None);
-        }
-        let number = |at: usize| found.get(at)?.as_deref()?.parse::<u64>().ok();
-        let (Some(upto_ms), Some(taken), Some(purchased)) = (number(0), number(1), number(2)) else { return Ok(None) };
-        Ok(Some(Counts { upto_ms, taken: taken + number(3).unwrap_or(0), purchased }))
+        let found: Vec<Option<String>> = self.ask(&counts::call(sale, self.ledger.as_deref()))?;
+        let (ledger, counts) = counts::read(&found);
+        Ok(counts.filter(|_| !self.is_foreign(ledger)))
     }
 
     /// Calls `each` for every hold that Redis remembers of `sale`, for some twice. `alive` is asked after each chunk.
@@ -323,7 +222,7 @@ impl Store {
         each: &mut dyn FnMut(u64, HoldFacts),
     ) -> Result<(u64, bool), String> {
         let mut scan = cmd("HSCAN");
-        scan.arg(state_key(sale)).arg(cursor).arg("MATCH").arg("h:*").arg("COUNT").arg(count);
+        scan.arg(state_key(sale)).arg(cursor).arg("MATCH").arg(HOLD_FIELDS).arg("COUNT").arg(count);
         type Found = (u64, Vec<(Vec<u8>, Vec<u8>)>);
         let found = self.run(|connection| match scan.query::<Found>(connection) {
             Err(e) if e.code() == Some("WRONGTYPE") => Ok(None),
@@ -333,8 +232,7 @@ impl Store {
         let Some((next, found)) = found else { return Ok((0, false)) };
         let mut whole = true;
         for (field, record) in found {
-            let number = std::str::from_utf8(&field).ok().and_then(|field| field.strip_prefix("h:")?.parse().ok());
-            match number.zip(read_record(&record)) {
+            match read_hold(&field, &record) {
                 Some((number, known)) => each(number, known),
                 None => {
                     whole = false;
@@ -348,13 +246,11 @@ impl Store {
 
     /// Has the stock of an open sale take back all that has expired by now: a checkout script without checkouts.
     pub fn take_back(&mut self, terms: &Terms, epoch: u64) -> Result<(), String> {
-        let mut eval = cmd("EVAL");
-        eval.arg(scripts::CHECKOUT).arg(2).arg(state_key(terms.sale)).arg(queue_key(terms.sale)).arg(epoch);
-        eval.arg(self.latest_ms());
+        let call = checkout::expire_due(terms.sale, epoch, self.latest_ms());
         loop {
             // What the script refuses is for the caller's own call to find.
-            let reply: String = self.ask(&eval)?;
-            let now_ms = reply.strip_prefix("K ").and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+            let reply: Vec<u8> = self.ask(&call)?;
+            let now_ms = checkout::read(&reply, 0).and_then(Result::ok).map(|decided| decided.now_ms);
             let head: Option<Vec<u8>> = self.ask(cmd("LINDEX").arg(queue_key(terms.sale)).arg(0))?;
             let expires_ms = head.as_deref().and_then(entry_expires_ms);
             let due = now_ms.zip(expires_ms).is_some_and(|(now_ms, expires_ms)| expires_ms <= now_ms);
@@ -362,11 +258,6 @@ impl Store {
                 return Ok(());
             }
         }
-    }
-
-    /// Runs a script call of the keeper's own.
-    pub fn eval(&mut self, call: &Cmd) -> Result<String, String> {
-        self.ask(call)
     }
 
     /// Removes all that there is of `sale`.

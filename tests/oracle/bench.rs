@@ -2,7 +2,8 @@
 
 use crate::redis_server::Redis;
 use flashsale::domain::{HoldKey, HoldNumber, Id, Outcome, Record, RecordKind, SaleId, Terms};
-use flashsale::inventory::redis::scripts::{self, CheckoutMark, Fact, Header, PurchaseMark, Refusal};
+use flashsale::inventory::redis::scripts::purchase::Fact;
+use flashsale::inventory::redis::scripts::{self, Header, Refusal};
 use flashsale::keeper::store::Store;
 use flashsale::redis_wire::endpoint::RedisEndpoint;
 use redis::{Cmd, Connection, ConnectionLike, Value, cmd};
@@ -68,7 +69,7 @@ impl Bench {
         let mut load = |text: &str| -> String {
             cmd("SCRIPT").arg("LOAD").arg(with_test_clock(text)).query(&mut connection).expect("load a script")
         };
-        let (checkout_sha, purchase_sha) = (load(scripts::CHECKOUT), load(scripts::PURCHASE));
+        let (checkout_sha, purchase_sha) = (load(scripts::checkout::TEXT), load(scripts::purchase::TEXT));
         let target = Arc::new(RedisEndpoint::parse(&redis.addr().to_string()).unwrap());
         Bench {
             connection,
@@ -111,14 +112,14 @@ impl Bench {
     pub fn send_checkouts(&mut self, terms: &Terms, epoch: u64, asked: Vec<(HoldNumber, Id, Id)>) {
         let requests = asked.iter().map(|(number, user, item)| (*number, user, item));
         let header = Header { sha: &self.checkout_sha, sale: terms.sale, epoch, latest_ms: self.latest_ms };
-        scripts::call_checkout(&mut self.cmd, &header, requests, &mut self.out);
+        scripts::checkout::call(&mut self.cmd, &header, requests, &mut self.out);
         self.sent.push(Sent::Checkouts(*terms, asked));
     }
 
     pub fn send_purchases(&mut self, terms: &Terms, epoch: u64, holds: Vec<HoldNumber>) {
         let numbers = holds.iter().copied();
         let header = Header { sha: &self.purchase_sha, sale: terms.sale, epoch, latest_ms: self.latest_ms };
-        scripts::call_purchase(&mut self.cmd, &header, numbers, &mut self.out);
+        scripts::purchase::call(&mut self.cmd, &header, numbers, &mut self.out);
         self.sent.push(Sent::Purchases(*terms, holds));
     }
 
@@ -168,7 +169,7 @@ fn read(sent: &Sent, value: &Value) -> Option<Reply> {
     Some(match sent {
         Sent::Clock => panic!("not a reply to SET: {text}"),
         Sent::Checkouts(terms, asked) => {
-            let reply = scripts::read_checkout(body, asked.len()).unwrap_or_else(|| panic!("unreadable: {text}"));
+            let reply = scripts::checkout::read(body, asked.len()).unwrap_or_else(|| panic!("unreadable: {text}"));
             reply.map(|decided| {
                 let (now, expires, next) = (decided.now_ms, decided.expires_ms, decided.next_ms);
                 let told = asked.iter().zip(decided.marks());
@@ -176,7 +177,7 @@ fn read(sent: &Sent, value: &Value) -> Option<Reply> {
             })
         }
         Sent::Purchases(_, holds) => {
-            let reply = scripts::read_purchase(body, holds.len()).unwrap_or_else(|| panic!("unreadable: {text}"));
+            let reply = scripts::purchase::read(body, holds.len()).unwrap_or_else(|| panic!("unreadable: {text}"));
             reply.map(|decided| {
                 let told = holds.iter().zip(decided.marks());
                 told.map(|(number, mark)| purchase(decided.now_ms, *number, mark.unwrap())).collect()
@@ -189,39 +190,41 @@ fn checkout(
     terms: &Terms,
     (now, expires_ms, next): (u64, u64, u64),
     (number, user, item): &(HoldNumber, Id, Id),
-    mark: CheckoutMark,
+    mark: scripts::checkout::Mark,
 ) -> Told {
     let (number, user, item) = (*number, *user, *item);
     match mark {
-        CheckoutMark::Held => {
+        scripts::checkout::Mark::Held => {
             let record = Record { kind: RecordKind::Hold, number, user, item, at_ms: now, expires_ms };
             Told::Outcome(Outcome::Held { hold: HoldKey { sale: terms.sale, number }, expires_ms }, Some(record))
         }
         // A time that has passed would be a wait of more than five hundred million years.
-        CheckoutMark::SoldOut => Told::Outcome(Outcome::SoldOut { retry_ms: next.wrapping_sub(now) }, None),
-        CheckoutMark::UserLimit => {
+        scripts::checkout::Mark::SoldOut => Told::Outcome(Outcome::SoldOut { retry_ms: next.wrapping_sub(now) }, None),
+        scripts::checkout::Mark::UserLimit => {
             Told::Outcome(Outcome::UserLimit { retry_ms: terms.hold_expires_ms(now) - now }, None)
         }
-        CheckoutMark::BoughtLimit => Told::Outcome(Outcome::UserLimit { retry_ms: terms.ends_ms - now }, None),
-        CheckoutMark::Again => Told::Again,
-        CheckoutMark::Duplicate => Told::Duplicate,
+        scripts::checkout::Mark::BoughtLimit => {
+            Told::Outcome(Outcome::UserLimit { retry_ms: terms.ends_ms - now }, None)
+        }
+        scripts::checkout::Mark::Again => Told::Again,
+        scripts::checkout::Mark::Duplicate => Told::Duplicate,
     }
 }
 
-fn purchase(now: u64, number: HoldNumber, mark: PurchaseMark) -> Told {
+fn purchase(now: u64, number: HoldNumber, mark: scripts::purchase::Mark) -> Told {
     match mark {
-        PurchaseMark::Purchased(Fact { purchased_ms, user, item }) => {
+        scripts::purchase::Mark::Purchased(Fact { purchased_ms, user, item }) => {
             assert_eq!(purchased_ms, now);
             let record = Record { kind: RecordKind::Purchase, number, user, item, at_ms: now, expires_ms: 0 };
             Told::Outcome(Outcome::Purchased { item }, Some(record))
         }
-        PurchaseMark::AlreadyPurchased { fact: Fact { purchased_ms, user, item }, .. } => {
+        scripts::purchase::Mark::AlreadyPurchased { fact: Fact { purchased_ms, user, item }, .. } => {
             // Whoever asks for it to be written writes it as it was.
             let kind = RecordKind::Purchase;
             let record = Record { kind, number, user, item, at_ms: purchased_ms, expires_ms: 0 };
             Told::Outcome(Outcome::AlreadyPurchased { item }, Some(record))
         }
-        PurchaseMark::Expired => Told::Outcome(Outcome::InvalidCode, None),
-        PurchaseMark::Gone => Told::Outcome(Outcome::HoldLost, None),
+        scripts::purchase::Mark::Expired => Told::Outcome(Outcome::InvalidCode, None),
+        scripts::purchase::Mark::Gone => Told::Outcome(Outcome::HoldLost, None),
     }
 }

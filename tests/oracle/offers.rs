@@ -5,7 +5,8 @@ use crate::case::{ITEMS, LENGTH_MS, START_MS, USERS};
 use crate::state::{State, same};
 use flashsale::domain::{HoldNumber, Id, Outcome, Terms};
 use flashsale::inventory::memory::{Hold, HoldState};
-use flashsale::inventory::redis::scripts::{OFFER, queue_key, state_key};
+use flashsale::inventory::redis::scripts::layout::{queue_key, state_key};
+use flashsale::inventory::redis::scripts::offer;
 use flashsale::keeper::merge::RebuiltSale;
 use proptest::prelude::*;
 use redis::cmd;
@@ -96,7 +97,7 @@ pub fn play(bench: &mut Bench, case: &Case) -> Result<(), String> {
     prepare(bench, case, &mut model);
 
     let now = START_MS + case.at.max(10 * case.held.len() as u64);
-    let text = with_test_clock(OFFER);
+    let text = with_test_clock(offer::TEXT);
     let mut eval = cmd("EVAL");
     eval.arg(&text).arg(2).arg(state_key(sale)).arg(queue_key(sale)).arg(1).arg(u64::MAX);
     let mut wanted = String::from("K ");

@@ -2,7 +2,7 @@
 
 use flashsale::domain::{HoldNumber, Id, Terms};
 use flashsale::inventory::memory::{Hold, HoldState, MemorySale, Stock};
-use flashsale::inventory::redis::scripts::{queue_key, state_key};
+use flashsale::inventory::redis::scripts::layout::{queue_key, state_key};
 use redis::{Connection, cmd, pipe};
 use std::collections::{BTreeMap, HashMap};
 

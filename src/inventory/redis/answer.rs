@@ -1,7 +1,8 @@
 //! From a script's reply to everybody's answer.
 
 use super::lane::{Flight, Lane, Pending, Script, State, again, load_and_send_again};
-use super::scripts::{self, CheckoutMark, Checkouts, Fact, PurchaseMark, Purchases, Refusal};
+use super::scripts::purchase::Fact;
+use super::scripts::{Refusal, checkout, purchase};
 use super::sold_out::SoldOutCache;
 use crate::domain::{HoldKey, HoldNumber, Outcome, Record, RecordKind, Request, SaleId};
 use crate::inventory::Suspicion;
@@ -31,11 +32,11 @@ pub(super) fn answer(lane: &Lane, state: &mut State, flight: Flight, reply: Repl
     };
     let count = flight.requests.len();
     let refusal = match flight.script {
-        Script::Checkout => match scripts::read_checkout(body, count) {
+        Script::Checkout => match checkout::read(body, count) {
             Some(Ok(decided)) => return checkouts(lane, state, flight, &decided),
             other => other.and_then(Result::err),
         },
-        Script::Purchase => match scripts::read_purchase(body, count) {
+        Script::Purchase => match purchase::read(body, count) {
             Some(Ok(decided)) => return purchases(lane, state, flight, &decided),
             other => other.and_then(Result::err),
         },
@@ -106,7 +107,12 @@ fn not_on(state: &mut State, mut flight: Flight) {
     state.recycle(flight.requests);
 }
 
-fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Checkouts<'_>) -> Result<(), String> {
+fn checkouts(
+    lane: &Lane,
+    state: &mut State,
+    mut flight: Flight,
+    decided: &checkout::Decided<'_>,
+) -> Result<(), String> {
     state.hear_clock(Instant::now(), decided.now_ms);
     let (sale, terms) = (flight.terms.sale, flight.terms);
     let mut handoff = lane.shared.recorder.blank(lane.worker, sale, flight.epoch);
@@ -114,7 +120,7 @@ fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Check
     for (i, (pending, mark)) in flight.requests.drain(..).zip(decided.marks()).enumerate() {
         let Request::Checkout { user, item } = pending.request else { continue };
         let outcome = match mark {
-            Some(CheckoutMark::Held) => {
+            Some(checkout::Mark::Held) => {
                 let number = HoldNumber(flight.first.0 + i as u64);
                 handoff.records.push(&Record {
                     kind: RecordKind::Hold,
@@ -126,24 +132,24 @@ fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Check
                 });
                 Outcome::Held { hold: HoldKey { sale, number }, expires_ms: decided.expires_ms }
             }
-            Some(CheckoutMark::SoldOut) => {
+            Some(checkout::Mark::SoldOut) => {
                 let (now_ms, next_ms) = (decided.now_ms, decided.next_ms);
                 state.sold_out = Some(SoldOutCache::new(flight.epoch, flight.sent, now_ms, next_ms));
                 Outcome::SoldOut { retry_ms: next_ms.saturating_sub(now_ms) }
             }
-            Some(CheckoutMark::UserLimit) => {
+            Some(checkout::Mark::UserLimit) => {
                 Outcome::UserLimit { retry_ms: terms.hold_expires_ms(decided.now_ms).saturating_sub(decided.now_ms) }
             }
             // None of his items comes back in this sale.
-            Some(CheckoutMark::BoughtLimit) => {
+            Some(checkout::Mark::BoughtLimit) => {
                 Outcome::UserLimit { retry_ms: terms.ends_ms.saturating_sub(decided.now_ms) }
             }
-            Some(CheckoutMark::Again) => {
+            Some(checkout::Mark::Again) => {
                 again(pending, state);
                 continue;
             }
             // It heals by itself: the whole batch's numbers are used up, so the next one has others.
-            Some(CheckoutMark::Duplicate) => {
+            Some(checkout::Mark::Duplicate) => {
                 tracing::error!(
                     "{}: a checkout is answered 503, since its hold's number was given out before: the ledger may have been \
                      restored to an earlier time",
@@ -166,7 +172,12 @@ fn checkouts(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Check
     if whole { Ok(()) } else { Err("a script's reply has a mark that no script gives".into()) }
 }
 
-fn purchases(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Purchases<'_>) -> Result<(), String> {
+fn purchases(
+    lane: &Lane,
+    state: &mut State,
+    mut flight: Flight,
+    decided: &purchase::Decided<'_>,
+) -> Result<(), String> {
     state.hear_clock(Instant::now(), decided.now_ms);
     let confirmed_ms = state.view.load().confirmed_ms(flight.terms.sale);
     let mut handoff = lane.shared.recorder.blank(lane.worker, flight.terms.sale, flight.epoch);
@@ -179,11 +190,11 @@ fn purchases(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Purch
             Record { kind, number, user, item, at_ms, expires_ms }
         };
         let outcome = match mark {
-            Some(PurchaseMark::Purchased(fact)) => {
+            Some(purchase::Mark::Purchased(fact)) => {
                 handoff.records.push(&record(RecordKind::Purchase, &fact, fact.purchased_ms, 0));
                 Outcome::Purchased { item: fact.item }
             }
-            Some(PurchaseMark::AlreadyPurchased { fact, taken_ms, expires_ms }) => {
+            Some(purchase::Mark::AlreadyPurchased { fact, taken_ms, expires_ms }) => {
                 // The reply to its purchase may have been lost: then Redis alone has it, and a Redis that is emptied
                 // would take back what this answer says. What reconciliation has found in the ledger need not go there
                 // again, except that an answer which waits for the ledger has to travel with something.
@@ -195,8 +206,8 @@ fn purchases(lane: &Lane, state: &mut State, mut flight: Flight, decided: &Purch
                 }
                 Outcome::AlreadyPurchased { item: fact.item }
             }
-            Some(PurchaseMark::Expired) => Outcome::InvalidCode,
-            Some(PurchaseMark::Gone) => Outcome::HoldLost,
+            Some(purchase::Mark::Expired) => Outcome::InvalidCode,
+            Some(purchase::Mark::Gone) => Outcome::HoldLost,
             None => {
                 whole = false;
                 Outcome::Unavailable

@@ -6,7 +6,7 @@
 //! (`protocol.rs`), and the reading of replies (`answer.rs`).
 
 use super::Shared;
-use super::scripts::MAX_BATCH;
+use super::scripts::{EXPIRED_A_CALL, MAX_BATCH};
 use super::sold_out::SoldOutCache;
 use crate::domain::{HoldNumber, Outcome, Request, Terms};
 use crate::inventory::{Clock, View};
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 pub(super) const MAX_FLIGHTS: usize = 4;
 
 /// How often a request may be sent again after an answer that decided nothing: enough for a queue of 120,000
-/// expired holds, 256 a call. The connection's own time limit comes first in practice.
+/// expired holds, [`EXPIRED_A_CALL`] a call. The connection's own time limit comes first in practice.
 const MAX_TRIES: u16 = 512;
 
 /// How often a request may be sent again because Redis did not have the script. Once is enough unless scripts are
@@ -227,7 +227,7 @@ impl Lane {
     }
 }
 
-const _: () = assert!(MAX_TRIES as usize * 256 >= 120_000);
+const _: () = assert!(MAX_TRIES as usize * EXPIRED_A_CALL >= 120_000);
 
 /// Sends a request once more, or gives it up.
 pub(super) fn again(mut pending: Pending, state: &mut State) {

@@ -6,7 +6,7 @@
 
 use super::answer;
 use super::lane::{Flight, InFlight, Lane, MAX_FLIGHTS, Pending, Script, State};
-use super::scripts::{self, Header, MAX_BATCH};
+use super::scripts::{Header, MAX_BATCH, checkout, purchase};
 use crate::domain::{HoldKey, HoldNumber, Request, SaleId};
 use crate::inventory::Suspicion;
 use crate::redis_wire::pipeline::Protocol;
@@ -36,7 +36,7 @@ impl ScriptProtocol {
 
     /// Has Redis load both scripts again.
     fn load_scripts(&mut self, state: &mut State, out: &mut Vec<u8>) {
-        for (script, text) in [(Script::Checkout, scripts::CHECKOUT), (Script::Purchase, scripts::PURCHASE)] {
+        for (script, text) in [(Script::Checkout, checkout::TEXT), (Script::Purchase, purchase::TEXT)] {
             redis::cmd("SCRIPT").arg("LOAD").arg(text).write_packed_command(out);
             state.flights.push_back(InFlight::Load(script, Instant::now()));
         }
@@ -68,7 +68,7 @@ impl ScriptProtocol {
             Request::Purchase { .. } => None,
         });
         let header = Header { sha: &self.checkout_sha, sale: terms.sale, epoch, latest_ms };
-        scripts::call_checkout(&mut self.cmd, &header, requests, out);
+        checkout::call(&mut self.cmd, &header, requests, out);
         let flight = Flight { script: Script::Checkout, terms, epoch, first, requests: batch, sent: at };
         state.flights.push_back(InFlight::Call(flight));
     }
@@ -87,7 +87,7 @@ impl ScriptProtocol {
             Request::Checkout { .. } => None,
         });
         let header = Header { sha: &self.purchase_sha, sale, epoch, latest_ms };
-        scripts::call_purchase(&mut self.cmd, &header, holds, out);
+        purchase::call(&mut self.cmd, &header, holds, out);
         let first = HoldNumber(0);
         let flight = Flight { script: Script::Purchase, terms, epoch, first, requests: batch, sent: at };
         state.flights.push_back(InFlight::Call(flight));
@@ -125,8 +125,8 @@ fn bulk_text(reply: Reply<'_>) -> Result<String, String> {
 impl Protocol for ScriptProtocol {
     fn greet(&mut self, out: &mut Vec<u8>) -> usize {
         redis::cmd("INFO").arg("server").arg("replication").write_packed_command(out);
-        redis::cmd("SCRIPT").arg("LOAD").arg(scripts::CHECKOUT).write_packed_command(out);
-        redis::cmd("SCRIPT").arg("LOAD").arg(scripts::PURCHASE).write_packed_command(out);
+        redis::cmd("SCRIPT").arg("LOAD").arg(checkout::TEXT).write_packed_command(out);
+        redis::cmd("SCRIPT").arg("LOAD").arg(purchase::TEXT).write_packed_command(out);
         3
     }
 

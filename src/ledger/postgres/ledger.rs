@@ -9,7 +9,7 @@ use super::reconnecting::ReconnectingSession;
 use super::schema::migrate;
 use super::session::{Failure, Session, Wire};
 use super::{READ_LIMIT, WORK_LIMIT};
-use crate::code::{Codes, KEY_BYTES, MAX_COUNTER, MAX_INSTANCE, hold_number};
+use crate::code::{Codes, KEY_BYTES, MAX_COUNTER, MAX_INSTANCE, hold_number, random_key};
 use crate::domain::{HoldNumber, Id, SaleId, Terms};
 use crate::ledger::{Fence, HoldRow, Ledger, LedgerError, LedgerId, SaleRow};
 use bytes::BytesMut;
@@ -145,10 +145,7 @@ fn say_malformed(sale: SaleId, malformed: u64) {
 
 impl Ledger for PostgresLedger {
     fn code_key(&mut self) -> Result<[u8; KEY_BYTES], LedgerError> {
-        // From the operating system: the codes are worth no more than this key is hard to guess.
-        let mut fresh = [0; KEY_BYTES];
-        let source = rustls::crypto::ring::default_provider().secure_random;
-        source.fill(&mut fresh).map_err(|_| LedgerError::Failed("the system gives no random bytes".into()))?;
+        let fresh = random_key().map_err(|e| LedgerError::Failed(format!("no random bytes for a key: {e}")))?;
         self.run(async move |wire| {
             // First the insert, then a look with a new snapshot: whoever was first has made the key of all.
             const MAKE: &str = "INSERT INTO ledger_code_key (key) VALUES ($1) ON CONFLICT DO NOTHING";

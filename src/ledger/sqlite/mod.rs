@@ -19,7 +19,7 @@ pub use append::SqliteAppend;
 pub use folder::OpenError;
 
 use super::{Ledger, LedgerError, LedgerId, SaleRow};
-use crate::code::{Codes, KEY_BYTES, MAX_INSTANCE};
+use crate::code::{Codes, KEY_BYTES, MAX_INSTANCE, random_key};
 use crate::domain::{HoldNumber, HoldRow, Id, SaleId, Terms};
 use files::OpenFiles;
 use folder::FolderLock;
@@ -149,8 +149,7 @@ fn hold_row(row: &Row<'_>) -> Result<HoldRow, LedgerError> {
 
 impl Ledger for SqliteLedger {
     fn code_key(&mut self) -> Result<[u8; KEY_BYTES], LedgerError> {
-        let mut fresh = [0; KEY_BYTES];
-        getrandom::fill(&mut fresh).map_err(|e| LedgerError::Failed(format!("no random bytes for a key: {e}")))?;
+        let fresh = random_key().map_err(|e| LedgerError::Failed(format!("no random bytes for a key: {e}")))?;
         self.db.execute("INSERT INTO code_key VALUES (1, ?1) ON CONFLICT DO NOTHING", [fresh])?;
         Ok(self.db.query_row("SELECT key FROM code_key", [], |row| row.get(0))?)
     }

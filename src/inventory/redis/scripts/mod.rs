@@ -1,0 +1,133 @@
+//! The Lua wire: what this process and the scripts in `lua/` have to agree on.
+//!
+//! Owns the scripts' texts, the arguments of their calls and the forms of their replies, a file a script; what a sale's state
+//! in Redis is made of ([`layout`]), and what a look at one finds ([`condition`]). Invariants: no other module names a key, a
+//! field, an argument or a mark of the wire; a reply that no script gives reads as `None` and is never guessed at; a number
+//! that stands in Lua and in Rust is tied by a test (`tied_tests.rs`). All of it is pure. Leaves to others: connections,
+//! waiting, and what follows from a reply.
+
+pub mod checkout;
+pub mod close;
+pub mod condition;
+pub mod counts;
+pub mod forget;
+pub mod layout;
+pub mod offer;
+pub mod open;
+pub mod probe;
+pub mod purchase;
+pub mod replan;
+
+use crate::domain::SaleId;
+use layout::{queue_key, state_key};
+use redis::{Cmd, cmd};
+
+/// Requests that one call decides. Natural batches are ten times smaller; it bounds the time that Redis is busy, and
+/// keeps the script's longest argument list below what Lua can unpack (see `lua/checkout.lua`).
+pub const MAX_BATCH: usize = 512;
+/// Expired holds that one checkout call takes back; where there may be more, it answers *again*.
+pub const EXPIRED_A_CALL: usize = 256;
+/// The longest list that Lua unpacks into a call is 8,000 values long (`LUAI_MAXCSTACK`), of which some are in use.
+pub const MAX_UNPACKED: usize = 7_900;
+
+// checkout.lua: two values a hold and two a user, two for the hold and two for the user of each entry that has expired, and
+// the fields of the sale as a whole.
+const _: () = assert!(MAX_BATCH * 4 + EXPIRED_A_CALL * 4 + 2 * layout::field::ALL.len() < MAX_UNPACKED);
+
+/// What a call of a script that decides begins with.
+#[derive(Clone, Copy, Debug)]
+pub struct Header<'a> {
+    /// The script's digest.
+    pub sha: &'a str,
+    /// The sale that is asked.
+    pub sale: SaleId,
+    /// The epoch that the caller sells under.
+    pub epoch: u64,
+    /// The latest that Redis' clock may show, unix milliseconds: a clock that is ahead of it is taken to show this.
+    pub latest_ms: u64,
+}
+
+/// Why a script did nothing. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no state.
+    Missing,
+    /// The state carries this epoch.
+    Epoch(u64),
+    /// The state does not sell.
+    Closed,
+    /// The sale is not on at this time (unix milliseconds).
+    NotOn(u64),
+    /// The queue is not the one that the state knows.
+    Damaged,
+}
+
+/// Begins a call by digest, of a script that decides, in the reused memory of `cmd`.
+fn begin(cmd: &mut Cmd, header: &Header<'_>) {
+    let Header { sha, sale, epoch, latest_ms } = *header;
+    cmd.clear();
+    cmd.arg("EVALSHA").arg(sha).arg(2).arg(state_key(sale)).arg(queue_key(sale)).arg(epoch).arg(latest_ms);
+}
+
+/// Begins a call that carries the script's `text`, as the keeper's rare calls do.
+fn eval(text: &str, keys: &[&str]) -> Cmd {
+    let mut eval = cmd("EVAL");
+    eval.arg(text).arg(keys.len()).arg(keys);
+    eval
+}
+
+/// Reads the reply of a script that says no more than that it is done.
+fn read_done(reply: &[u8]) -> Option<Result<(), Refusal>> {
+    if reply == b"K" { Some(Ok(())) } else { read_refusal(reply).map(Err) }
+}
+
+fn read_refusal(reply: &[u8]) -> Option<Refusal> {
+    let number = |text: &[u8]| std::str::from_utf8(text).ok()?.parse().ok();
+    match reply.split_at_checked(2) {
+        Some((b"E ", epoch)) => Some(Refusal::Epoch(number(epoch)?)),
+        Some((b"T ", now)) => Some(Refusal::NotOn(number(now)?)),
+        Some((b"C ", _)) => Some(Refusal::Closed),
+        _ if reply == b"N" => Some(Refusal::Missing),
+        _ if reply == b"Q" => Some(Refusal::Damaged),
+        _ => None,
+    }
+}
+
+/// The decimal number up to `end`, which is taken with it.
+fn decimal(rest: &mut &[u8], end: u8) -> Option<u64> {
+    let at = rest.iter().take(21).position(|b| *b == end)?;
+    let (digits, tail) = rest.split_at_checked(at)?;
+    *rest = tail.get(1..)?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tied_tests;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_and_nonsense() {
+        let check = |reply: &[u8], want: Option<Refusal>| {
+            assert_eq!(checkout::read(reply, 1).map(|r| r.unwrap_err()), want, "{reply:?}");
+            assert_eq!(purchase::read(reply, 1).map(|r| r.unwrap_err()), want, "{reply:?}");
+            assert_eq!(offer::read(reply, 1).map(|r| r.unwrap_err()), want, "{reply:?}");
+            for read in [close::read, forget::read, replan::read] {
+                assert_eq!(read(reply).map(|r| r.unwrap_err()), want, "{reply:?}");
+            }
+        };
+        check(b"N", Some(Refusal::Missing));
+        check(b"Q", Some(Refusal::Damaged));
+        check(b"E 7", Some(Refusal::Epoch(7)));
+        check(b"T 7", Some(Refusal::NotOn(7)));
+        check(b"C closed", Some(Refusal::Closed));
+        for nonsense in [&b""[..], b"E", b"E x", b"K 1", b"K 1 2 3\nHH", b"K x 2 3\nH", b"Z 1", b"K 1\nP", b"O"] {
+            check(nonsense, None);
+        }
+        for read in [close::read, forget::read, replan::read] {
+            assert_eq!(read(b"K"), Some(Ok(())));
+        }
+    }
+}
