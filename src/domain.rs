@@ -214,11 +214,13 @@ pub struct Records {
     pub epoch: u64,
     entries: Vec<Entry>,
     text: Vec<u8>,
+    repeated: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     kind: RecordKind,
+    repeated: bool,
     number: HoldNumber,
     at_ms: u64,
     expires_ms: u64,
@@ -241,6 +243,8 @@ pub struct RecordRef<'a> {
     pub at_ms: u64,
     /// When the hold expires, unix milliseconds (0 on a purchase).
     pub expires_ms: u64,
+    /// Whether the ledger may have it already, see [`Records::push_repeated`].
+    pub repeated: bool,
 }
 
 impl RecordRef<'_> {
@@ -260,7 +264,7 @@ impl RecordRef<'_> {
 impl Records {
     /// No facts yet, of `sale` under `epoch`.
     pub fn new(sale: SaleId, epoch: u64) -> Records {
-        Records { sale, epoch, entries: Vec::new(), text: Vec::new() }
+        Records { sale, epoch, entries: Vec::new(), text: Vec::new(), repeated: 0 }
     }
 
     /// Forgets the facts and keeps the memory.
@@ -269,13 +273,31 @@ impl Records {
         self.epoch = epoch;
         self.entries.clear();
         self.text.clear();
+        self.repeated = 0;
     }
 
-    /// Adds one fact.
+    /// Adds one fact that no earlier record states.
     pub fn push(&mut self, record: &Record) {
+        self.add(record, false);
+    }
+
+    /// Adds one fact that an earlier record may state, so that the ledger may have it already. The writer keeps such
+    /// facts out of the transaction of the others: a row that exists would roll all of them back.
+    pub fn push_repeated(&mut self, record: &Record) {
+        self.add(record, true);
+        self.repeated += 1;
+    }
+
+    /// How many facts were added by [`Records::push_repeated`].
+    pub fn repeated(&self) -> usize {
+        self.repeated
+    }
+
+    fn add(&mut self, record: &Record, repeated: bool) {
         let (user, item) = (record.user.as_bytes(), record.item.as_bytes());
         self.entries.push(Entry {
             kind: record.kind,
+            repeated,
             number: record.number,
             at_ms: record.at_ms,
             expires_ms: record.expires_ms,
@@ -303,7 +325,15 @@ impl Records {
             let (user, tail) = rest.split_at_checked(usize::from(e.user_len)).unwrap_or_default();
             let (item, tail) = tail.split_at_checked(usize::from(e.item_len)).unwrap_or_default();
             rest = tail;
-            RecordRef { kind: e.kind, number: e.number, user, item, at_ms: e.at_ms, expires_ms: e.expires_ms }
+            RecordRef {
+                kind: e.kind,
+                number: e.number,
+                user,
+                item,
+                at_ms: e.at_ms,
+                expires_ms: e.expires_ms,
+                repeated: e.repeated,
+            }
         })
     }
 }

@@ -129,7 +129,7 @@ pub fn postgres_alone(servers: &mut Servers, service: &Subject, batch: usize, ro
             let (at_ms, kind) = (1_700_000_000_000 + number / 60, RecordKind::Hold);
             records.push(&Record { kind, number: HoldNumber(number), user, item, at_ms, expires_ms: at_ms + 300_000 });
         }
-        encoded.encode(&[&records], &codes)?;
+        encoded.encode(&[&records], &codes).map_err(|e| e.to_string())?;
         let file = folder.path().join(format!("{part}"));
         std::fs::write(&file, &encoded.holds.bytes).map_err(|e| format!("{}: {e}", file.display()))?;
         script += &format!("\\copy ledger_holds ({HOLDS}) FROM '{}' WITH (FORMAT binary)\n", file.display());

@@ -55,7 +55,7 @@ pub fn plan_ahead<L: Ledger + ?Sized>(
         let Some(terms) = next_terms(&known, now_ms, settings) else { return Ok(()) };
         let row = ledger.plan(&terms)?;
         if overlaps(&row.terms, &known) {
-            return Err(LedgerError::Failed(format!("{} in the ledger overlaps another sale", row.terms)));
+            return Err(LedgerError::failed(format!("{} in the ledger overlaps another sale", row.terms)));
         }
         rows.push(row);
         rows.sort_by_key(|row| row.terms.starts_ms);

@@ -15,13 +15,13 @@ impl LedgerId {
     pub(super) fn random() -> Result<LedgerId, LedgerError> {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes)
-            .map_err(|e| LedgerError::Failed(format!("the system gives no random bytes for an identity: {e}")))?;
+            .map_err(|e| LedgerError::failed(format!("the system gives no random bytes for an identity: {e}")))?;
         Ok(LedgerId(u128::from_be_bytes(bytes)))
     }
 
     /// As a ledger keeps it.
     pub(super) fn from_row(text: &str) -> Result<LedgerId, LedgerError> {
-        text.parse().map_err(|()| LedgerError::Failed(format!("ledger_identity has {text:?}, not 32 hex digits")))
+        text.parse().map_err(|()| LedgerError::failed(format!("ledger_identity has {text:?}, not 32 hex digits")))
     }
 }
 

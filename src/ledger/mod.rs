@@ -15,36 +15,35 @@ pub use crate::domain::HoldRow;
 use crate::domain::{HoldNumber, Records, SaleId, Terms};
 pub use identity::LedgerId;
 pub use migrations::TooNew;
-use std::fmt;
+use std::error::Error;
 
 /// Why the ledger did not do what was asked.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// The records are of another epoch than the ledger's. Nothing was written.
+    /// The records were decided under another epoch than the ledger's, and are not written.
+    #[error("the ledger's epoch is {current}")]
     Stale {
         /// The epoch that is in force.
         current: u64,
     },
     /// The ledger cannot be reached or refused. A write may have happened; writing it again is harmless.
-    Failed(String),
+    #[error(transparent)]
+    Failed(Box<dyn Error + Send + Sync>),
 }
 
-impl fmt::Display for LedgerError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            LedgerError::Stale { current } => write!(f, "the ledger's epoch is {current}"),
-            LedgerError::Failed(why) => f.write_str(why),
-        }
+impl LedgerError {
+    /// The ledger failed because of `why`: an error, or a text that says it.
+    pub fn failed(why: impl Into<Box<dyn Error + Send + Sync>>) -> LedgerError {
+        LedgerError::Failed(why.into())
     }
 }
 
-impl std::error::Error for LedgerError {}
-
 /// What the writer thread writes to.
 pub trait Append: Send {
-    /// Writes all `batches` in one transaction, or nothing. A record that is there already is left as it is, so
-    /// that the same call may be repeated after an error. An implementation makes a lost connection anew by itself,
-    /// on the next call. `Stale` if any batch's epoch is not the one in force.
+    /// Writes all `batches`. A record that the ledger has already is left as it is, so that the same call may be repeated
+    /// after an error: it may have written some of them. An implementation connects again by itself, on the next call,
+    /// after a connection was lost. `Stale` if the epoch of any batch is not the one in force. A ledger whose refusals are
+    /// undone ([`writer::OnFailure::Undo`]) writes all `batches` or none.
     fn append(&mut self, batches: &[&Records]) -> Result<(), LedgerError>;
 
     /// Writes something that changes nothing in the end, to find out whether the ledger takes records again. Only asked where a

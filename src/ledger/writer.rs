@@ -173,7 +173,7 @@ impl<A: Append + 'static> Writer<A> {
                     self.pass_on_stale(handoffs, current);
                 }
                 Err(LedgerError::Failed(why)) => {
-                    outage.failed(Instant::now(), &why);
+                    outage.failed(Instant::now(), &why.to_string());
                     self.inbox.counters.refusing.store(true, Ordering::Relaxed);
                     if let OnFailure::Undo(decider) = &self.on_failure {
                         self.take_back(decider.as_ref(), batch);

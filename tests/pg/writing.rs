@@ -136,6 +136,36 @@ fn rows_are_written_once_and_read_back() {
 }
 
 #[test]
+fn a_repeated_purchase_does_not_roll_back_the_rows_of_others() {
+    let database = Database::new();
+    let (mut append, mut ledger) = (database.append(), database.ledger());
+    append.append(&[&batch(1, Hold, [1]), &batch(1, Purchase, [1])]).unwrap();
+    // The answer to a retry states the hold and the purchase again; the second retry repeats what this batch has first.
+    let mut retried = batch(1, Purchase, [2]);
+    for number in [1, 2] {
+        retried.push_repeated(&record(Hold, number));
+        retried.push_repeated(&record(Purchase, number));
+    }
+    append.append(&[&batch(1, Hold, 2..=20), &retried]).unwrap();
+    assert_eq!(ledger.counts(SALE, u64::MAX).unwrap(), (20, 2));
+    // A COPY that is rolled back leaves its rows' places in the table unused.
+    let places = |table: &str| -> Vec<String> {
+        let query = format!("SELECT ctid::text AS place FROM {table} ORDER BY {table}.ctid");
+        database.client().query(&query, &[]).unwrap().iter().map(|row| row.get(0)).collect()
+    };
+    let dense = |rows: usize| (1..=rows).map(|at| format!("(0,{at})")).collect::<Vec<_>>();
+    assert_eq!(places("ledger_holds"), dense(20), "holds were written and rolled back");
+    assert_eq!(places("ledger_purchases"), dense(2), "purchases were written and rolled back");
+    // Only repeated records, of which the ledger lacks some.
+    let mut lost = batch(1, Hold, []);
+    (19..=22).for_each(|number| lost.push_repeated(&record(Hold, number)));
+    append.append(&[&lost]).unwrap();
+    assert_eq!(ledger.counts(SALE, u64::MAX).unwrap(), (22, 2));
+    ledger.raise(1, 2).unwrap();
+    assert!(matches!(append.append(&[&lost]), Err(LedgerError::Stale { current: 2 })));
+}
+
+#[test]
 fn malformed_rows_are_left_out() {
     let database = Database::new();
     database.append().append(&[&batch(1, Hold, [5, 6, 7])]).unwrap();

@@ -200,9 +200,9 @@ fn purchases(
                 // again, except that an answer which waits for the ledger has to travel with something.
                 if by_ledger || fact.purchased_ms >= confirmed_ms {
                     if expires_ms > 0 {
-                        handoff.records.push(&record(RecordKind::Hold, &fact, taken_ms, expires_ms));
+                        handoff.records.push_repeated(&record(RecordKind::Hold, &fact, taken_ms, expires_ms));
                     }
-                    handoff.records.push(&record(RecordKind::Purchase, &fact, fact.purchased_ms, 0));
+                    handoff.records.push_repeated(&record(RecordKind::Purchase, &fact, fact.purchased_ms, 0));
                 }
                 Outcome::AlreadyPurchased { item: fact.item }
             }

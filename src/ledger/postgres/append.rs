@@ -1,13 +1,17 @@
 //! The writer thread's way into Postgres.
 //!
-//! Owns a session of its own and the doubt about the last write. Invariant: after doubt (a lost session, a unique
-//! violation, any refusal) the next write goes through staging tables, and only once the process of the session in
-//! doubt is gone, since its rows would block the new ones. Refuses to know who decided the records.
+//! Owns a session of its own, and the knowledge whether the previous write is settled. Invariants:
+//! - Records that the ledger may have already ([`Records::push_repeated`]) are written after the others, through staging
+//!   tables and in a transaction of their own: a row that exists makes a plain COPY fail, and all rows beside it with it.
+//! - After a write that failed, or a lost session, the next write goes through staging tables, and only once the server's
+//!   process of the failed session is gone: rows that it has not committed would block the new ones.
+//!
+//! Leaves to the writer when to write, and what becomes of records that the ledger refuses.
 
 use super::connect::ConnectSettings;
 use super::copy::Rows;
 use super::reconnecting::ReconnectingSession;
-use super::session::Failure;
+use super::session::{Failure, Wire};
 use super::{WRITE_LIMIT, write};
 use crate::code::Codes;
 use crate::domain::Records;
@@ -18,8 +22,12 @@ use tokio_postgres::error::SqlState;
 pub struct PostgresAppend {
     link: ReconnectingSession,
     codes: Codes,
-    rows: Rows,
-    doubt: bool,
+    /// The records that no earlier record states.
+    fresh: Rows,
+    /// The records that the ledger may have already.
+    repeated: Rows,
+    /// Whether the previous write failed in such a way that some of its rows may be in the ledger.
+    unsettled: bool,
 }
 
 impl PostgresAppend {
@@ -27,7 +35,7 @@ impl PostgresAppend {
     /// ([`super::PostgresLedger`] makes it on its first call).
     pub fn new(settings: ConnectSettings, codes: Codes) -> PostgresAppend {
         let link = ReconnectingSession::new(settings, "writer", WRITE_LIMIT);
-        PostgresAppend { link, codes, rows: Rows::default(), doubt: false }
+        PostgresAppend { link, codes, fresh: Rows::default(), repeated: Rows::default(), unsettled: false }
     }
 }
 
@@ -36,25 +44,38 @@ impl Append for PostgresAppend {
         if batches.is_empty() {
             return Ok(());
         }
-        self.rows.encode(batches, &self.codes).map_err(LedgerError::Failed)?;
-        let PostgresAppend { link, rows, doubt, .. } = self;
-        let (rows, mut staged) = (&*rows, *doubt);
+        self.fresh.encode_part(batches, &self.codes, false)?;
+        self.repeated.encode_part(batches, &self.codes, true)?;
+        let PostgresAppend { link, fresh, repeated, unsettled, .. } = self;
         let epochs: Vec<u64> = batches.iter().map(|batch| batch.epoch).collect();
-        let done = link.run(async move |wire| {
-            // Where a lost session has it done twice, the first time may have written the rows.
-            if std::mem::replace(&mut staged, true) {
-                return write::staged(wire, &epochs, rows).await.map(drop);
+        let mut staged = *unsettled;
+        let done = link.run(async |wire| {
+            // Where a session is lost, this runs once more, and the first run may have written the rows.
+            let staged = std::mem::replace(&mut staged, true);
+            if !fresh.is_empty() || repeated.is_empty() {
+                write_fresh(wire, &epochs, fresh, staged).await?;
             }
-            match write::plain(wire, &epochs, rows).await {
-                Err(failure) if failure.is(&SqlState::UNIQUE_VIOLATION) => {
-                    // The session is in order and nobody's rows are half-written: settle it at once.
-                    wire.client.batch_execute("ROLLBACK").await?;
-                    write::staged(wire, &epochs, rows).await.map(drop)
-                }
-                done => done,
+            if !repeated.is_empty() {
+                write::staged(wire, &epochs, repeated).await?;
             }
+            Ok(())
         });
-        *doubt = matches!(done, Err(Failure::Broken { .. }));
+        *unsettled = matches!(done, Err(Failure::Broken { .. }));
         Ok(done?)
     }
+}
+
+/// Writes `rows` with a plain COPY, or through staging tables if `staged`, or if the plain COPY finds some of them there.
+async fn write_fresh(wire: &mut Wire, epochs: &[u64], rows: &Rows, staged: bool) -> Result<(), Failure> {
+    if !staged {
+        match write::plain(wire, epochs, rows).await {
+            // A deadlock is possible with another instance that writes the same rows, as repeated ones.
+            Err(failure) if failure.is(&SqlState::UNIQUE_VIOLATION) || failure.is(&SqlState::T_R_DEADLOCK_DETECTED) => {
+                // The session is in order and none of these rows is half-written: write them again at once.
+                wire.client.batch_execute("ROLLBACK").await?;
+            }
+            done => return done,
+        }
+    }
+    write::staged(wire, epochs, rows).await.map(drop)
 }

@@ -5,7 +5,8 @@
 //! Refuses to know transactions.
 
 use crate::code::{Codes, MAX_SALE};
-use crate::domain::{HoldKey, RecordKind, RecordRef, Records};
+use crate::domain::{HoldKey, HoldNumber, RecordKind, RecordRef, Records, SaleId};
+use crate::ledger::LedgerError;
 use bytes::Bytes;
 
 /// The columns of a hold's row.
@@ -33,6 +34,23 @@ pub(super) fn unix_ms(micros: i64) -> Option<u64> {
     u64::try_from(ms).ok().filter(|ms| *ms <= LAST_MS)
 }
 
+/// A number that the ledger's columns cannot keep. No instance gives one out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OutOfRange {
+    /// The id of a sale.
+    #[error("the sale {0} is beyond {MAX_SALE}, the greatest id that a ledger keeps")]
+    Sale(SaleId),
+    /// The number of a hold.
+    #[error("the hold {} is beyond 63 bits", .0.0)]
+    Hold(HoldNumber),
+}
+
+impl From<OutOfRange> for LedgerError {
+    fn from(error: OutOfRange) -> LedgerError {
+        LedgerError::failed(error)
+    }
+}
+
 /// The COPY stream of one table.
 #[derive(Debug, Default)]
 pub struct Table {
@@ -52,15 +70,39 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Encodes `batches` into the memory of the last time. The error names a number that no ledger can keep.
-    pub fn encode(&mut self, batches: &[&Records], codes: &Codes) -> Result<(), String> {
+    /// Encodes all records of `batches`, into the memory that the previous call used.
+    pub fn encode(&mut self, batches: &[&Records], codes: &Codes) -> Result<(), OutOfRange> {
+        self.encode_where(batches, codes, |_| true)
+    }
+
+    /// [`Rows::encode`] for those records alone whose [`RecordRef::repeated`] is `repeated`.
+    pub(super) fn encode_part(
+        &mut self,
+        batches: &[&Records],
+        codes: &Codes,
+        repeated: bool,
+    ) -> Result<(), OutOfRange> {
+        self.encode_where(batches, codes, |record| record.repeated == repeated)
+    }
+
+    /// Whether neither table has a row.
+    pub(super) fn is_empty(&self) -> bool {
+        self.holds.rows + self.purchases.rows == 0
+    }
+
+    fn encode_where(
+        &mut self,
+        batches: &[&Records],
+        codes: &Codes,
+        wanted: impl Fn(&RecordRef<'_>) -> bool,
+    ) -> Result<(), OutOfRange> {
         let (mut holds, mut purchases) = (self.holds.start(), self.purchases.start());
         for batch in batches {
             let sale = i64::try_from(batch.sale.0).ok().filter(|sale| *sale as u64 <= MAX_SALE);
-            let sale = sale.ok_or_else(|| format!("the sale {} is beyond {MAX_SALE}", batch.sale))?;
-            for record in batch.iter() {
+            let sale = sale.ok_or(OutOfRange::Sale(batch.sale))?;
+            for record in batch.iter().filter(&wanted) {
                 let number = record.number;
-                let hold = i64::try_from(number.0).map_err(|_| format!("the hold {} is beyond 63 bits", number.0))?;
+                let hold = i64::try_from(number.0).map_err(|_| OutOfRange::Hold(number))?;
                 let code = codes.mint_block(HoldKey { sale: batch.sale, number });
                 match record.kind {
                     RecordKind::Hold => {
@@ -121,7 +163,7 @@ fn field(out: &mut Vec<u8>, value: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{HoldNumber, Record, SaleId};
+    use crate::domain::Record;
 
     fn records(kinds: &[RecordKind]) -> Records {
         let mut records = Records::new(SaleId(1), 1);

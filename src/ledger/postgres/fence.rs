@@ -246,7 +246,7 @@ impl Fence for PostgresLedger {
 
     fn add_missing(&mut self, records: &Records) -> Result<u64, LedgerError> {
         let codes = self.codes()?;
-        self.rows.encode(&[records], &codes).map_err(LedgerError::Failed)?;
+        self.rows.encode(&[records], &codes)?;
         let PostgresLedger { work, rows, .. } = self;
         let (rows, epoch) = (&*rows, records.epoch);
         let new = work.run_within(WRITE_LIMIT, async move |wire| write::staged(wire, &[epoch], rows).await)?;

@@ -78,11 +78,11 @@ impl From<Failure> for LedgerError {
     fn from(failure: Failure) -> LedgerError {
         match failure {
             Failure::Stale(current) => LedgerError::Stale { current },
-            Failure::Broken { text, state: Some(_), .. } => LedgerError::Failed(format!("Postgres says: {text}")),
+            Failure::Broken { text, state: Some(_), .. } => LedgerError::failed(format!("Postgres says: {text}")),
             Failure::Broken { text, lost: true, .. } => {
-                LedgerError::Failed(format!("the connection to Postgres failed: {text}"))
+                LedgerError::failed(format!("the connection to Postgres failed: {text}"))
             }
-            Failure::Broken { text, .. } => LedgerError::Failed(text),
+            Failure::Broken { text, .. } => LedgerError::failed(text),
         }
     }
 }

@@ -46,13 +46,13 @@ impl SqliteAppend {
         let folder = self.folder.dir().display();
         if !self.folder.is_in_place() {
             let why = format!("DATA_DIR {folder}: the folder was removed or replaced while it was in use");
-            return Err(LedgerError::Failed(why));
+            return Err(LedgerError::failed(why));
         }
         let checked = self.files.check();
         if checked.is_err() && self.files.is_log_alone_lost() {
             self.rescue();
         }
-        checked.map_err(|why| LedgerError::Failed(format!("DATA_DIR {folder}: {why}")))
+        checked.map_err(|why| LedgerError::failed(format!("DATA_DIR {folder}: {why}")))
     }
 
     /// Copies what is in the log into the database, on the connection that has both open. A new connection would make a new
@@ -70,7 +70,7 @@ impl SqliteAppend {
     /// How many bytes the ledger's files may still grow, as far as the disk and this process' limit go.
     fn room(&self) -> Result<u64, LedgerError> {
         let disk =
-            rustix::fs::statvfs(&self.path).map_err(|e| LedgerError::Failed(format!("the ledger's disk: {e}")))?;
+            rustix::fs::statvfs(&self.path).map_err(|e| LedgerError::failed(format!("the ledger's disk: {e}")))?;
         // Some file systems do not tell their size. The probe's transaction decides there.
         let free = if disk.f_blocks == 0 { u64::MAX } else { disk.f_bavail.saturating_mul(disk.f_frsize) };
         let allowed = rustix::process::getrlimit(rustix::process::Resource::Fsize).current.unwrap_or(u64::MAX);
@@ -98,7 +98,7 @@ impl Append for SqliteAppend {
         // A full disk takes a page that lies in the files already, and refuses the next batch all the same.
         let room = self.room()?;
         if room < PROBE_ROOM {
-            return Err(LedgerError::Failed(format!("the ledger's files may grow by {room} bytes only")));
+            return Err(LedgerError::failed(format!("the ledger's files may grow by {room} bytes only")));
         }
         on_connection(&mut self.db, &self.path, probe)
     }

@@ -102,13 +102,13 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 
 impl From<rusqlite::Error> for LedgerError {
     fn from(e: rusqlite::Error) -> LedgerError {
-        LedgerError::Failed(format!("the ledger: {e}"))
+        LedgerError::failed(format!("the ledger: {e}"))
     }
 }
 
 /// As SQLite keeps it. All numbers of a ledger are below 2^63.
 fn int(n: u64) -> Result<i64, LedgerError> {
-    i64::try_from(n).map_err(|_| LedgerError::Failed(format!("{n} does not fit the ledger")))
+    i64::try_from(n).map_err(|_| LedgerError::failed(format!("{n} does not fit the ledger")))
 }
 
 /// The other way round.
@@ -133,7 +133,7 @@ fn hold_row(row: &Row<'_>) -> Result<HoldRow, LedgerError> {
     let number = HoldNumber(uint(row, 0)?);
     let id = |at: usize| -> Result<Id, LedgerError> {
         let bytes = row.get_ref(at)?.as_bytes().unwrap_or_default();
-        Id::from_bytes(bytes).map_err(|e| LedgerError::Failed(format!("hold {}: an id {e}", number.0)))
+        Id::from_bytes(bytes).map_err(|e| LedgerError::failed(format!("hold {}: an id {e}", number.0)))
     };
     let purchased: Option<i64> = row.get(5)?;
     Ok(HoldRow {
@@ -149,7 +149,7 @@ fn hold_row(row: &Row<'_>) -> Result<HoldRow, LedgerError> {
 
 impl Ledger for SqliteLedger {
     fn code_key(&mut self) -> Result<[u8; KEY_BYTES], LedgerError> {
-        let fresh = random_key().map_err(|e| LedgerError::Failed(format!("no random bytes for a key: {e}")))?;
+        let fresh = random_key().map_err(|e| LedgerError::failed(format!("no random bytes for a key: {e}")))?;
         self.db.execute("INSERT INTO code_key VALUES (1, ?1) ON CONFLICT DO NOTHING", [fresh])?;
         Ok(self.db.query_row("SELECT key FROM code_key", [], |row| row.get(0))?)
     }
@@ -164,7 +164,7 @@ impl Ledger for SqliteLedger {
     fn new_instance(&mut self) -> Result<u64, LedgerError> {
         let next = "UPDATE instances SET last = last + 1 WHERE last < ?1 RETURNING last";
         let next = self.db.query_row(next, [int(MAX_INSTANCE)?], |row| uint(row, 0)).optional()?;
-        next.ok_or_else(|| LedgerError::Failed(format!("all {MAX_INSTANCE} starts of this ledger are used up")))
+        next.ok_or_else(|| LedgerError::failed(format!("all {MAX_INSTANCE} starts of this ledger are used up")))
     }
 
     fn sales(&mut self, now_ms: u64) -> Result<Vec<SaleRow>, LedgerError> {
@@ -202,7 +202,7 @@ impl Ledger for SqliteLedger {
     fn mark_opened(&mut self, sale: SaleId) -> Result<(), LedgerError> {
         match self.db.execute("UPDATE sales SET opened = 1 WHERE sale_id = ?1", [int(sale.0)?])? {
             1 => Ok(()),
-            _ => Err(LedgerError::Failed(format!("sale {sale} is not planned"))),
+            _ => Err(LedgerError::failed(format!("sale {sale} is not planned"))),
         }
     }
 
