@@ -114,7 +114,7 @@ impl Keeper {
                  ledger_misfits, for an operator to settle",
                 late.epoch
             );
-            self.ledger.keep_apart(&misfit, "decided under an older epoch").map_err(|e| e.to_string())?;
+            self.ledger.quarantine(&misfit, "decided under an older epoch").map_err(|e| e.to_string())?;
         }
         Ok(())
     }

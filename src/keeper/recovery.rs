@@ -314,7 +314,7 @@ impl Keeper {
                 });
             }
             self.ledger
-                .keep_apart(&records, "no item, or no share of the user, was left when the sale was rebuilt")
+                .quarantine(&records, "no item, or no share of the user, was left when the sale was rebuilt")
                 .map_err(|e| e.to_string())?;
         }
         Ok((rebuilt, whole))

@@ -186,6 +186,7 @@ pub trait Fence: Ledger {
     /// Returns how many rows were new. `Stale` as in [`Append`].
     fn add_missing(&mut self, records: &Records) -> Result<u64, LedgerError>;
 
-    /// Keeps `records` apart, in a table of their own, with the reason: they were answered but no longer fit the sale.
-    fn keep_apart(&mut self, records: &Records, reason: &str) -> Result<(), LedgerError>;
+    /// Puts `records` into quarantine, a table of their own, with the reason: they were answered to a shopper and do not fit
+    /// their sale any more. A record that is there already is left as it is.
+    fn quarantine(&mut self, records: &Records, reason: &str) -> Result<(), LedgerError>;
 }

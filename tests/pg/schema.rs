@@ -61,10 +61,44 @@ fn the_first_versions_database_is_migrated_by_many_at_once() {
     let mut rows = Vec::new();
     ledger.holds(SALE, &mut |row| rows.push((row.number.0, row.purchased_ms.is_some()))).unwrap();
     assert_eq!(rows, [(1, false), (2, true), (3, false)]);
-    assert_eq!((database.count("ledger_misfits"), database.count("purchases")), (1, 1));
+    assert_eq!((database.count("quarantined_records"), database.count("purchases")), (1, 1));
     database.append().append(&[&batch(3, Hold, [10]), &batch(3, Purchase, [10])]).unwrap();
     assert_eq!((database.count("checkout_attempts"), database.count("purchases")), (4, 2));
     assert_ne!(Database::new().ledger().identity().unwrap(), started[0].0);
+}
+
+#[test]
+fn the_quarantine_has_its_new_name_and_instances_of_earlier_versions_go_on() {
+    let database = first_version();
+    let mut client = database.client();
+    // As an operator has set it up: the instances' role may use the tables, and another role migrates.
+    let grants = "CREATE ROLE till LOGIN; GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO till;
+        GRANT SELECT ON ledger_misfits TO public";
+    client.batch_execute(grants).unwrap();
+    client.batch_execute(include_str!("../../sql/postgres/0002_version_and_identity.sql")).unwrap();
+    client.batch_execute(include_str!("../../sql/postgres/0003_reports.sql")).unwrap();
+    client.batch_execute("UPDATE ledger_schema SET version = 3; GRANT INSERT ON ledger_schema TO till").unwrap();
+    database.ledger().code_key().unwrap();
+    assert!(version(&database) >= 4);
+    // What instances of versions 1 to 3 say, in their words and with their rights. A repeated call changes nothing.
+    client.batch_execute("SET ROLE till").unwrap();
+    for _ in 0..2 {
+        let insert = "INSERT INTO ledger_misfits (sale_id, reason, kind, hold, code, user_id, item_id, created_at)
+            SELECT $1, $2, * FROM unnest($3::text[], $4::bigint[], $5::bytea[], $6::text[], $7::text[],
+            ARRAY[now(), now()]) ON CONFLICT DO NOTHING";
+        let (sale, kinds, holds) = (1_700_000_000_i64, ["hold", "purchase"].as_slice(), [9_i64, 9].as_slice());
+        let (codes, ids) = ([b"x".as_slice(), b"x"], ["u", "u"].as_slice());
+        client.execute(insert, &[&sale, &"late", &kinds, &holds, &codes.as_slice(), &ids, &ids]).unwrap();
+    }
+    client.batch_execute("RESET ROLE").unwrap();
+    database.ledger().quarantine(&batch(3, Hold, [9, 10]), "new").unwrap();
+    let query = "SELECT string_agg(kind || hold || reason, ' ' ORDER BY hold, kind), bool_and(noted_at <= now()) FROM ";
+    for name in ["quarantined_records", "ledger_misfits"] {
+        let row = client.query_one(&format!("{query}{name}"), &[]).unwrap();
+        assert_eq!((row.get(0), row.get(1)), ("hold9why purchase9late hold10new", true), "{name}");
+    }
+    let constraints = "SELECT count(*) FROM pg_constraint WHERE conname LIKE '%misfit%'";
+    assert_eq!(client.query_one(constraints, &[]).unwrap().get::<_, i64>(0), 0);
 }
 
 #[test]

@@ -217,7 +217,7 @@ fn stale_batches_write_nothing() {
 }
 
 #[test]
-fn what_is_missing_is_added_and_misfits_are_kept_apart_once() {
+fn what_is_missing_is_added_and_what_does_not_fit_is_quarantined_once() {
     let database = Database::new();
     let mut ledger = database.ledger();
     database.append().append(&[&batch(1, Hold, [1, 3])]).unwrap();
@@ -225,11 +225,11 @@ fn what_is_missing_is_added_and_misfits_are_kept_apart_once() {
     assert_eq!(ledger.add_missing(&batch(1, Hold, 0..5)).unwrap(), 0);
     assert_eq!(ledger.add_missing(&batch(1, Purchase, [4, 4, 9])).unwrap(), 2);
     for reason in ["first", "again"] {
-        ledger.keep_apart(&batch(7, Hold, [1, 2]), reason).unwrap();
-        ledger.keep_apart(&batch(7, Purchase, [2]), reason).unwrap();
+        ledger.quarantine(&batch(7, Hold, [1, 2]), reason).unwrap();
+        ledger.quarantine(&batch(7, Purchase, [2]), reason).unwrap();
     }
     let query = "SELECT kind, hold, user_id, reason, code = (SELECT code FROM ledger_holds h WHERE h.hold = m.hold)
-        FROM ledger_misfits m ORDER BY kind, hold";
+        FROM quarantined_records m ORDER BY kind, hold";
     let rows = database.client().query(query, &[]).unwrap();
     let rows: Vec<(&str, i64, &str, &str, bool)> =
         rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4))).collect();

@@ -253,7 +253,7 @@ impl Fence for PostgresLedger {
         Ok(new)
     }
 
-    fn keep_apart(&mut self, records: &Records, reason: &str) -> Result<(), LedgerError> {
+    fn quarantine(&mut self, records: &Records, reason: &str) -> Result<(), LedgerError> {
         let codes = self.codes()?;
         let sale = signed(records.sale.0)?;
         let count = records.len();
@@ -272,11 +272,13 @@ impl Fence for PostgresLedger {
         }
         self.run(async move |wire| {
             // Once for each fact: after an error the same call is repeated.
-            const KEEP: &str = "INSERT INTO ledger_misfits \
+            const QUARANTINE: &str = "INSERT INTO quarantined_records \
                 (sale_id, reason, kind, hold, code, user_id, item_id, created_at) \
                 SELECT $1, $2, * FROM unnest($3::text[], $4::bigint[], $5::bytea[], $6::text[], $7::text[], \
                 $8::timestamptz[]) ON CONFLICT DO NOTHING";
-            wire.client.execute(KEEP, &[&sale, &reason, &kinds, &holds, &blocks, &users, &items, &moments]).await?;
+            wire.client
+                .execute(QUARANTINE, &[&sale, &reason, &kinds, &holds, &blocks, &users, &items, &moments])
+                .await?;
             Ok(())
         })
     }

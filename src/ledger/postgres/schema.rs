@@ -17,6 +17,11 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../../sql/postgres/0002_version_and_identity.sql"),
     },
     Migration { name: "0003_reports", compatible_from: 1, sql: include_str!("../../../sql/postgres/0003_reports.sql") },
+    Migration {
+        name: "0004_quarantine",
+        compatible_from: 1,
+        sql: include_str!("../../../sql/postgres/0004_quarantine.sql"),
+    },
 ];
 
 /// Whether the version is noted, and whether the first version's relations are all there: it noted none. Read from the

@@ -154,11 +154,11 @@ fn what_fits_no_more_is_kept_apart() {
     postgres.hold(false);
     let mut client = stack.postgres().client();
     let mut count = |sql: &str| client.query_one(sql, &[]).unwrap().get::<_, i64>(0);
-    poll("what does not fit", GOING_ON * 2, || (count("SELECT count(*) FROM ledger_misfits") == 40).then_some(()));
+    poll("what does not fit", GOING_ON * 2, || (count("SELECT count(*) FROM quarantined_records") == 40).then_some(()));
     far.says("late records are settled", GOING_ON);
     assert_eq!(count("SELECT count(*) FROM purchases"), 29, "never more than the stock is sold");
-    assert_eq!(count("SELECT count(*) FROM ledger_misfits WHERE kind = 'purchase'"), 20);
-    assert_eq!(count("SELECT count(*) FROM ledger_misfits WHERE kind = 'hold'"), 20);
+    assert_eq!(count("SELECT count(*) FROM quarantined_records WHERE kind = 'purchase'"), 20);
+    assert_eq!(count("SELECT count(*) FROM quarantined_records WHERE kind = 'hold'"), 20);
     far.says("kept apart", GOING_ON);
     // All that it had to write was of an epoch that is over; nothing of its own comes after it.
     far.says("the ledger takes records again", GOING_ON);

@@ -35,7 +35,7 @@ fn late_purchases_of_an_ended_sale_keep_the_users_limit() {
     far.says("late records are settled", GOING_ON * 3);
     let mut client = stack.postgres().client();
     let mut count = |sql: &str| client.query_one(sql, &[&sale.cast_signed()]).unwrap().get::<_, i64>(0);
-    let late = "SELECT count(*) FROM ledger_misfits WHERE kind = 'purchase' AND sale_id = $1";
+    let late = "SELECT count(*) FROM quarantined_records WHERE kind = 'purchase' AND sale_id = $1";
     let sold = "SELECT count(*) FROM purchases WHERE sale_id = $1 AND user_id LIKE 'user %'";
     poll("all late purchases", GOING_ON * 2, || (count(late) + count(sold) == 2 * USERS as i64).then_some(()));
     let most = "SELECT coalesce(max(n), 0) FROM (SELECT count(*) AS n FROM purchases WHERE sale_id = $1 \

@@ -47,7 +47,7 @@ fn all_is_kept(stack: &mut Stack, history: &History, terms: &Terms) {
 }
 
 fn misfits(stack: &mut Stack) -> i64 {
-    stack.postgres().client().query_one("SELECT count(*) FROM ledger_misfits", &[]).unwrap().get(0)
+    stack.postgres().client().query_one("SELECT count(*) FROM quarantined_records", &[]).unwrap().get(0)
 }
 
 #[test]
@@ -174,7 +174,8 @@ fn late_purchases_of_an_ended_sale_are_counted() {
         stack.postgres().client().query_one(sql, &[&sale.cast_signed()]).unwrap().get::<_, i64>(0)
     };
     poll("all late records", GOING_ON * 2, || {
-        let misfits = count("SELECT count(*) FROM ledger_misfits WHERE kind = 'purchase' AND sale_id = $1", &mut stack);
+        let misfits =
+            count("SELECT count(*) FROM quarantined_records WHERE kind = 'purchase' AND sale_id = $1", &mut stack);
         let sold = count("SELECT count(*) FROM purchases WHERE sale_id = $1", &mut stack);
         (sold + misfits == 549).then_some(())
     });
