@@ -1,21 +1,23 @@
 //! What a shopper sees of an item: its name and its picture.
 //!
 //! Owns where they come from: made from the id, or the operator's file. Invariants: an item's fields never change while
-//! the process runs; what is written is valid JSON that is also safe inside HTML. A file is read once, at start-up, and
-//! any doubt about it stops the start. Refuses to know stock and sales: an item that is not listed can still have been
-//! bought before the list was changed, so it has a name and a picture all the same.
+//! the process runs; what is written is valid JSON that is also safe inside HTML; a file is read once, and any error in it
+//! stops the start. An item that is not listed has a name and a picture all the same, since a shopper may have bought it
+//! before the list was changed. Leaves stock and sales to others.
 
-use crate::domain::{Id, IdError};
+use crate::domain::Id;
 use crate::http::query;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fmt;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 mod drawing;
+mod error;
+
 pub use drawing::svg;
+pub use error::{CatalogError, FieldProblem, Problem};
 
 /// The largest catalogue file, in bytes: [`MAX_ITEMS`] lines of the usual length.
 pub const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -32,8 +34,6 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// The names and pictures of items.
 #[derive(Debug)]
 pub struct Catalog {
-    /// What stands before `/items/` in a generated image's URL, escaped for JSON.
-    base: Vec<u8>,
     /// `None`: every id is an item.
     listed: Option<HashMap<Id, Item>>,
 }
@@ -46,12 +46,10 @@ struct Item {
 }
 
 impl Catalog {
-    /// A catalogue in which every id is an item, its name and picture made from the id. `base` stands before `/items/` in
-    /// the images' URLs: empty, or a scheme and host.
-    pub fn generated(base: &str) -> Catalog {
-        let mut escaped = Vec::new();
-        push_json(&mut escaped, base.trim_end_matches('/'));
-        Catalog { base: escaped, listed: None }
+    /// A catalogue in which every id is an item, its name and picture made from the id. The images' URLs are paths of this
+    /// server.
+    pub fn generated() -> Catalog {
+        Catalog { listed: None }
     }
 
     /// The items of a file of JSON lines: `{"id":"…","name":"…","image":"…"}`. Blank lines are skipped.
@@ -60,7 +58,7 @@ impl Catalog {
     /// A file that cannot be read or passes the limits, and any line that is not exactly one new, valid item.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Catalog, CatalogError> {
         let path = path.as_ref();
-        let fail = |line: Option<usize>, problem: String| CatalogError { path: path.to_owned(), line, problem };
+        let fail = |line: Option<usize>, problem: Problem| CatalogError { path: path.to_owned(), line, problem };
         let text = read(path).map_err(|problem| fail(None, problem))?;
         let mut items = HashMap::new();
         for (index, line) in text.split(|b| *b == b'\n').enumerate() {
@@ -70,17 +68,17 @@ impl Catalog {
             }
             let (id, item) = parse_item(line).map_err(|problem| fail(Some(index + 1), problem))?;
             if items.len() == MAX_ITEMS {
-                return Err(fail(Some(index + 1), format!("there are more than {MAX_ITEMS} items")));
+                return Err(fail(Some(index + 1), Problem::TooMany));
             }
             match items.entry(id) {
                 Entry::Vacant(place) => drop(place.insert(item)),
-                Entry::Occupied(_) => return Err(fail(Some(index + 1), format!("id {id:?} is given twice"))),
+                Entry::Occupied(_) => return Err(fail(Some(index + 1), Problem::Repeated(id))),
             }
         }
         if items.is_empty() {
-            return Err(fail(None, "there are no items".into()));
+            return Err(fail(None, Problem::NoItems));
         }
-        Ok(Catalog { base: Vec::new(), listed: Some(items) })
+        Ok(Catalog { listed: Some(items) })
     }
 
     /// Whether `id` is an item.
@@ -107,10 +105,8 @@ impl Catalog {
         push_json(out, id.as_str());
         out.extend_from_slice(b"\",\"item_name\":\"");
         drawing::name_pieces(id, |piece| push_json(out, piece));
-        out.extend_from_slice(b"\",\"item_image\":\"");
-        out.extend_from_slice(&self.base);
-        out.extend_from_slice(b"/items/");
-        query::encode_segment_with(id.as_str(), |byte| out.push(byte));
+        out.extend_from_slice(b"\",\"item_image\":\"/items/");
+        query::encode_segment(id.as_str(), |byte| out.push(byte));
         out.extend_from_slice(b".svg\"");
     }
 
@@ -118,29 +114,6 @@ impl Catalog {
         self.listed.as_ref()?.get(id)
     }
 }
-
-/// What is wrong with a catalogue file, and where.
-#[derive(Debug)]
-pub struct CatalogError {
-    /// The file.
-    pub path: PathBuf,
-    /// The line, counted from 1, if it is about one.
-    pub line: Option<usize>,
-    /// What is wrong, for the operator.
-    pub problem: String,
-}
-
-impl fmt::Display for CatalogError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.path.display())?;
-        if let Some(line) = self.line {
-            write!(f, ", line {line}")?;
-        }
-        write!(f, ": {}", self.problem)
-    }
-}
-
-impl std::error::Error for CatalogError {}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -150,18 +123,17 @@ struct Line {
     image: String,
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let file = std::fs::File::open(path).map_err(|error| format!("cannot be opened: {error}"))?;
+fn read(path: &Path) -> Result<Vec<u8>, Problem> {
+    let file = std::fs::File::open(path).map_err(Problem::Open)?;
     let mut text = Vec::new();
     // One byte more tells a file that is too large from one that just fits.
-    let size =
-        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(|error| format!("cannot be read: {error}"))?;
+    let size = file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(Problem::Read)?;
     if size as u64 > MAX_FILE_BYTES {
-        return Err(format!("is larger than {} MiB", MAX_FILE_BYTES >> 20));
+        return Err(Problem::TooLarge);
     }
-    // What a line of this file begins with as UTF-16, with a byte order mark or without.
+    // The beginning of a line in UTF-16, with a byte order mark or without.
     if [&b"\xff\xfe"[..], b"\xfe\xff", b"{\0", b"\0{"].iter().any(|start| text.starts_with(start)) {
-        return Err("is UTF-16: it has to be UTF-8".into());
+        return Err(Problem::Utf16);
     }
     if text.starts_with(BYTE_ORDER_MARK) {
         text.drain(..BYTE_ORDER_MARK.len());
@@ -169,15 +141,15 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     Ok(text)
 }
 
-fn parse_item(line: &[u8]) -> Result<(Id, Item), String> {
-    // Otherwise serde takes an array for the fields in their order.
+fn parse_item(line: &[u8]) -> Result<(Id, Item), Problem> {
+    // serde would also take an array, for the fields in their order.
     if line.first() != Some(&b'{') {
-        return Err("is not a JSON object".into());
+        return Err(Problem::NoObject);
     }
-    let Line { id, name, image } = serde_json::from_slice(line).map_err(|error| without_line(&error))?;
-    let id: Id = id.parse().map_err(|error: IdError| format!("id {error}"))?;
-    check_name(&name).map_err(|problem| format!("name {problem}"))?;
-    check_image(&image).map_err(|problem| format!("image {problem}"))?;
+    let Line { id, name, image } = serde_json::from_slice(line).map_err(Problem::Json)?;
+    let id: Id = id.parse().map_err(Problem::Id)?;
+    check_name(&name).map_err(Problem::Name)?;
+    check_image(&image).map_err(Problem::Image)?;
     let mut json = Vec::with_capacity(64 + id.as_bytes().len() + name.len() + image.len());
     for (key, value) in
         [("\"item_id\":\"", id.as_str()), ("\",\"item_name\":\"", &name), ("\",\"item_image\":\"", &image)]
@@ -189,37 +161,28 @@ fn parse_item(line: &[u8]) -> Result<(Id, Item), String> {
     Ok((id, Item { name: name.into(), json: json.into() }))
 }
 
-/// What serde says, without the line: it only saw one, and would say 1.
-fn without_line(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-    format!("{what} (column {})", error.column())
-}
-
-fn check_name(name: &str) -> Result<(), String> {
+fn check_name(name: &str) -> Result<(), FieldProblem> {
     if name.trim().is_empty() {
-        return Err("is empty".into());
+        return Err(FieldProblem::Empty);
     }
     if name.chars().count() > MAX_NAME_CHARS {
-        return Err(format!("is longer than {MAX_NAME_CHARS} characters"));
+        return Err(FieldProblem::TooManyChars(MAX_NAME_CHARS));
     }
-    if name.chars().any(char::is_control) { Err("has a control character".into()) } else { Ok(()) }
+    if name.chars().any(char::is_control) { Err(FieldProblem::Control) } else { Ok(()) }
 }
 
-fn check_image(image: &str) -> Result<(), String> {
+fn check_image(image: &str) -> Result<(), FieldProblem> {
     if image.is_empty() {
-        return Err("is empty".into());
+        return Err(FieldProblem::Empty);
     }
     if image.len() > MAX_IMAGE_BYTES {
-        return Err(format!("is longer than {MAX_IMAGE_BYTES} bytes"));
+        return Err(FieldProblem::TooManyBytes(MAX_IMAGE_BYTES));
     }
     if image.chars().any(char::is_control) {
-        return Err("has a control character".into());
+        return Err(FieldProblem::Control);
     }
-    match ["http://", "https://", "/"].iter().any(|start| image.starts_with(start)) {
-        true => Ok(()),
-        false => Err("does not start with http://, https:// or /".into()),
-    }
+    let is_url = ["http://", "https://", "/"].iter().any(|start| image.starts_with(start));
+    if is_url { Ok(()) } else { Err(FieldProblem::NoUrl) }
 }
 
 /// Appends `text` as it stands between the quotes of a JSON string, such that it can also stand in a script of a page.

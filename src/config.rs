@@ -250,7 +250,7 @@ impl Config {
 /// Two sockets can be bound to one port: only listening would tell, when the sales are open already.
 fn check_ports(public: SocketAddr, admin: SocketAddr) -> Result<(), String> {
     let overlap = public.ip() == admin.ip() || public.ip().is_unspecified() || admin.ip().is_unspecified();
-    if overlap && public.port() == admin.port() && public.port() != 0 {
+    if overlap && public.port() == admin.port() {
         return Err(format!("ADMIN_ADDR: {admin} is taken by SERVER_PORT and BIND_ADDR, {public}"));
     }
     Ok(())

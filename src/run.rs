@@ -84,7 +84,7 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
         );
     }
     let catalog = match &config.catalog_file {
-        None => Catalog::generated(""),
+        None => Catalog::generated(),
         Some(path) => Catalog::from_file(path).map_err(|e| Failure::Setting(format!("CATALOG_FILE: {e}")))?,
     };
     let cannot = |names: &str, address: SocketAddr, e| format!("{names}: cannot listen on {address}: {e}");

@@ -184,7 +184,7 @@ fn responses(cases: &mut Vec<Case>) {
         ("respond sold out", Outcome::SoldOut { retry_ms: 1_000 }, "409 Conflict", "{\"error\":\"sold_out\","),
         ("respond to a purchase", Outcome::Purchased { item: id("4321") }, "200 OK", bought),
     ] {
-        let shop = Shop::new(Arc::new(NoInventory), codes.clone(), Catalog::generated(""), Duration::ZERO);
+        let shop = Shop::new(Arc::new(NoInventory), codes.clone(), Catalog::generated(), Duration::ZERO);
         let (out, scratch) = (Vec::with_capacity(1024), Vec::with_capacity(1024));
         let mut rendering =
             Rendering { shop, answer: Answer::Decided(outcome), out, scratch, answers: Answers::default() };

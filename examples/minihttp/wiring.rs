@@ -53,7 +53,7 @@ pub fn start(config: &Config, workers: Workers) -> Result<Arc<Shop>, String> {
         std::thread::sleep(Duration::from_millis(1));
     }
     let catalog = match &config.catalog_file {
-        None => Catalog::generated(""),
+        None => Catalog::generated(),
         Some(path) => Catalog::from_file(path).map_err(text)?,
     };
     Ok(Arc::new(Shop::new(inventory, codes, catalog, config.redis_timeout)))

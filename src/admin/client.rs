@@ -1,13 +1,13 @@
 //! A client of the admin listener, for the command line.
 //!
-//! Owns one request and the reading of its answer. Invariant: it ends in [`LIMIT`], whatever the other side does. Blocks:
-//! for a process that does nothing else. Leaves the settings to `config`.
+//! Owns one request and the reading of its answer. Invariant: a request ends within [`LIMIT`], whatever the other side
+//! does. It blocks, so it is for a process that does nothing else. Leaves the settings to `config`.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// How long an answer may take in all, shorter than the time limits of health checks.
+/// How long an answer may take in all: shorter than the usual time limits of health checks.
 const LIMIT: Duration = Duration::from_secs(2);
 /// The longest answer that is read, in bytes.
 const MAX_ANSWER: u64 = 64 << 10;
@@ -15,17 +15,39 @@ const MAX_ANSWER: u64 = 64 << 10;
 /// An answer of the admin listener.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// The status.
+    /// The HTTP status.
     pub status: u16,
     /// The body, without spaces at its ends.
     pub body: String,
 }
 
-/// Sends `GET path` to the admin listener at `address`. `Err` says why there is no answer, in a line.
-pub fn get(address: SocketAddr, path: &str) -> Result<Answer, String> {
-    exchange(address, path).map_err(|e| match e.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("{address}: no answer within {} s", LIMIT.as_secs()),
-        _ => format!("{address}: {e}"),
+/// Why there is no answer, in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The instance accepted the connection, or did not even do that, and sent no whole answer in [`LIMIT`].
+    #[error("{address}: no answer within {} s", LIMIT.as_secs())]
+    Timeout {
+        /// Where the instance should listen.
+        address: SocketAddr,
+    },
+    /// The connection failed, or what came is not an answer.
+    #[error("{address}: {source}")]
+    Failed {
+        /// Where the instance should listen.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// Sends `GET path` to the admin listener at `address`.
+///
+/// # Errors
+/// No answer within [`LIMIT`], or none that can be read.
+pub fn get(address: SocketAddr, path: &str) -> Result<Answer, ClientError> {
+    exchange(address, path).map_err(|source| match source.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => ClientError::Timeout { address },
+        _ => ClientError::Failed { address, source },
     })
 }
 
@@ -83,9 +105,9 @@ mod tests {
     fn a_silent_server_is_given_up() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let why = get(address, "/health").unwrap_err();
+        let why = get(address, "/health").unwrap_err().to_string();
         assert_eq!(why, format!("{address}: no answer within 2 s"));
         drop(listener);
-        assert!(get(address, "/health").unwrap_err().starts_with(&format!("{address}: ")));
+        assert!(get(address, "/health").unwrap_err().to_string().starts_with(&format!("{address}: ")));
     }
 }

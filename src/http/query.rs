@@ -1,15 +1,16 @@
 //! Percent-encoded parameters and path segments, to and from [`Id`]s.
 //!
 //! Owns the decoding (RFC 3986, and the `+` of HTML forms in queries). Invariants: finding parameters allocates nothing; a
-//! parameter nobody asked for can be as malformed as it likes. Refuses to know which parameters there are and what they mean.
+//! malformed parameter that the caller does not look for does no harm. Leaves to the caller which parameters exist and
+//! what they mean.
 
 use crate::domain::{Id, IdError, MAX_ID_BYTES};
 use std::fmt;
 
-/// Why a request's parameter cannot be used. Reads as a sentence: `user_id is missing`.
+/// Why a request's parameter cannot be used. Its text is a sentence: `user_id is missing`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParamError {
-    /// The parameter.
+    /// The parameter's name.
     pub name: &'static str,
     /// What is wrong with it.
     pub problem: Problem,
@@ -20,7 +21,7 @@ pub struct ParamError {
 pub enum Problem {
     /// It is not there.
     Missing,
-    /// It is there more than once: which one is meant?
+    /// It is there more than once, so its value is ambiguous.
     Repeated,
     /// A `%` without two hex digits after it.
     Malformed,
@@ -93,13 +94,9 @@ pub fn decode_segment(raw: &str) -> Result<Id, Problem> {
     decode(raw, false)
 }
 
-/// Appends `id` such that [`decode_segment`] gives it back: all but letters, digits and `-._~` is percent-encoded.
-pub fn encode_segment(id: &str, out: &mut String) {
-    encode_segment_with(id, |byte| out.push(char::from(byte)));
-}
-
-/// As [`encode_segment`], handing the encoded text (all of it ASCII) to `push`.
-pub fn encode_segment_with(id: &str, mut push: impl FnMut(u8)) {
+/// Hands `id` to `push`, byte by byte, such that [`decode_segment`] gives it back: all but letters, digits and `-._~` is
+/// percent-encoded, so the text is ASCII.
+pub fn encode_segment(id: &str, mut push: impl FnMut(u8)) {
     for byte in id.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             push(byte);
@@ -123,7 +120,7 @@ fn decode(raw: &str, plus_is_space: bool) -> Result<Id, Problem> {
 }
 
 fn is_name(raw: &str, name: &str) -> bool {
-    // Names are hardly ever encoded; one that is cannot be as short as what it stands for.
+    // Names are hardly ever encoded, and an encoded name is longer than the plain one.
     raw == name
         || (raw.len() >= name.len() && Decoded { rest: raw.as_bytes(), plus_is_space: true }.eq(name.bytes().map(Some)))
 }
@@ -220,7 +217,7 @@ mod tests {
 
         let encoded = |id: &str| {
             let mut out = String::from("/");
-            encode_segment(id, &mut out);
+            encode_segment(id, |byte| out.push(char::from(byte)));
             out
         };
         assert_eq!(encoded("aZ0-._~"), "/aZ0-._~");
@@ -233,7 +230,7 @@ mod tests {
             let id: Result<Id, _> = text.parse();
             prop_assume!(id.is_ok());
             let mut raw = String::new();
-            encode_segment(&text, &mut raw);
+            encode_segment(&text, |byte| raw.push(char::from(byte)));
             prop_assert_eq!(decode_segment(&raw).ok(), id.ok());
             let query = format!("a={raw}");
             prop_assert_eq!(find(&query, ["a"]).ok().map(|[id]| id), id.ok());

@@ -15,7 +15,7 @@ impl LedgerId {
     pub(super) fn random() -> Result<LedgerId, LedgerError> {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes)
-            .map_err(|e| LedgerError::failed(format!("the system gives no random bytes for an identity: {e}")))?;
+            .map_err(|e| LedgerError::about("the system gives no random bytes for an identity", e))?;
         Ok(LedgerId(u128::from_be_bytes(bytes)))
     }
 

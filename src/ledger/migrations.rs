@@ -4,8 +4,6 @@
 //! Invariant: the version of a database is the number of the last migration that was applied to it; migrations are
 //! applied in order, each in one transaction together with the new version. Pure: leaves locks and SQL to each ledger.
 
-use std::fmt;
-
 /// One step from a version to the next. Its place in the list, counted from 1, is the version that it leads to.
 #[derive(Debug)]
 pub(super) struct Migration {
@@ -26,8 +24,12 @@ pub(super) struct SchemaVersion {
     pub compatible_from: i64,
 }
 
-/// The database needs a newer program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The database needs a newer program. Reads behind the database's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "has schema version {found}, which needs a flashsale that knows version {needed}; this one knows {known}: start a newer \
+     flashsale"
+)]
 pub struct TooNew {
     /// The database's version.
     pub found: i64,
@@ -35,17 +37,6 @@ pub struct TooNew {
     pub needed: i64,
     /// This program's last migration.
     pub known: i64,
-}
-
-impl fmt::Display for TooNew {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let TooNew { found, needed, known } = self;
-        write!(
-            f,
-            "has schema version {found}, which needs a flashsale that knows version {needed}; this one knows {known}: \
-             start a newer flashsale"
-        )
-    }
 }
 
 /// The next migration that a database at `found` needs, with the version that it leads to; `None` if it needs none.

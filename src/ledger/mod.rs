@@ -36,6 +36,19 @@ impl LedgerError {
     pub fn failed(why: impl Into<Box<dyn Error + Send + Sync>>) -> LedgerError {
         LedgerError::Failed(why.into())
     }
+
+    /// The ledger failed because of `source`, during or about `what`.
+    pub fn about(what: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> LedgerError {
+        LedgerError::failed(About { what: what.into(), source: source.into() })
+    }
+}
+
+/// An error, and what it is about.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+struct About {
+    what: String,
+    source: Box<dyn Error + Send + Sync>,
 }
 
 /// What the writer thread writes to.

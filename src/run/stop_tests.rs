@@ -54,7 +54,7 @@ fn a_panic_ends_the_process() {
     let workers = Workers::start(config.workers, vitals.clone()).unwrap();
     let boxes = mailboxes(workers).unwrap();
     let running = start_embedded(&config, dir.path(), (workers, &vitals), &boxes).unwrap();
-    let shop = Shop::new(running.inventory.clone(), running.codes.clone(), Catalog::generated(""), running.patience);
+    let shop = Shop::new(running.inventory.clone(), running.codes.clone(), Catalog::generated(), running.patience);
     let shop = Arc::new(shop);
     start_mail(workers, boxes, &running.inventory).unwrap();
     let listen = |address| listen::bind(address).unwrap().listen().unwrap();

@@ -121,7 +121,7 @@ fn start(redis: &Redis) -> (Arc<Recorded>, Server<Recorded>) {
         assert!(Instant::now() < deadline, "the drivers do not connect");
         std::thread::yield_now();
     }
-    let shop = Shop::new(inventory, Codes::new(&[7; 16]), Catalog::generated(""), Duration::from_secs(5));
+    let shop = Shop::new(inventory, Codes::new(&[7; 16]), Catalog::generated(), Duration::from_secs(5));
     let recorded = Arc::new(Recorded { shop, next: AtomicUsize::new(0), steps: Mutex::new(Steps::new()) });
     let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap().listen().unwrap();
     let server = Server::start(workers, listener, recorded.clone(), 1000).unwrap();

@@ -1,10 +1,10 @@
 //! From a DSN to settings that a session can be opened with.
 //!
-//! Owns which keys are taken and what they default to. Invariant: every key of the DSN is either honoured or refused
-//! by name, and no text that leaves here has a password. Refuses to know SQL.
+//! Owns the keys that are accepted, and their defaults. Invariant: every key of the DSN is either honoured or refused
+//! by name, and no text that leaves here has a password. Leaves opening sessions to `session`.
 
-use super::dsn;
-use super::tls::{self, Trust};
+use super::dsn::{self, GrammarError};
+use super::tls::{self, TlsError, Trust};
 use rustls::RootCertStore;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,41 @@ const PLAIN_KEYS: [&str; 15] = [
     "sslnegotiation",
     "target_session_attrs",
 ];
+
+/// Why a DSN is refused, in one line for the operator. No text repeats a value, which could be the password.
+#[derive(Debug, thiserror::Error)]
+pub enum DsnError {
+    /// The DSN is not one of libpq's two forms.
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
+    /// A key that cannot be honoured.
+    #[error("{0} is not supported here")]
+    UnknownKey(String),
+    /// A key whose value has another form than the one named second.
+    #[error("{0} must be {1}")]
+    Value(&'static str, &'static str),
+    /// The one mode of libpq that the driver does not have.
+    #[error("sslmode allow is not supported: use disable, prefer or require")]
+    Allow,
+    /// Neither `host` nor `hostaddr`.
+    #[error("host is missing")]
+    NoHost,
+    /// TLS from the first byte on, with a mode that may do without TLS.
+    #[error("sslnegotiation=direct needs sslmode require or stronger")]
+    DirectWithoutTls,
+    /// The system's roots, with a mode that does not check the name.
+    #[error("sslrootcert=system needs sslmode verify-full, not {0}")]
+    SystemRoots(String),
+    /// A mode that checks the certificate, without roots to check it with.
+    #[error("sslmode {0} needs sslrootcert (a file, or system), or ~/.postgresql/root.crt")]
+    NoRoots(String),
+    /// The root certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The driver does not take a value.
+    #[error("{}", super::one_line(.0))]
+    Driver(#[source] tokio_postgres::Error),
+}
 
 /// All that opening a session needs. `Debug` and [`ConnectSettings::describe`] leave the password out.
 #[derive(Clone)]
@@ -81,14 +116,16 @@ impl fmt::Debug for ConnectSettings {
 /// Reads a DSN in either of libpq's forms (`key=value …` or `postgres://…`).
 ///
 /// `sslmode` means what it means to libpq: `disable`, `prefer` (the default), `require`, `verify-ca`, `verify-full`.
-/// With root certificates given, `prefer` and `require` check the chain too. The error is one line for the operator
-/// and never repeats a value that could be the password.
-pub fn parse_dsn(dsn: &str) -> Result<ConnectSettings, String> {
+/// With root certificates given, `prefer` and `require` check the chain too.
+///
+/// # Errors
+/// The first thing that is wrong with the DSN, its files and their combination.
+pub fn parse_dsn(dsn: &str) -> Result<ConnectSettings, DsnError> {
     parse_dsn_at(dsn, std::env::var_os("HOME").map(PathBuf::from).as_deref())
 }
 
 /// [`parse_dsn`] with the home folder that libpq's default `~/.postgresql/root.crt` is looked for in.
-fn parse_dsn_at(dsn: &str, home: Option<&Path>) -> Result<ConnectSettings, String> {
+fn parse_dsn_at(dsn: &str, home: Option<&Path>) -> Result<ConnectSettings, DsnError> {
     let (mut plain, mut mode, mut root, mut user_timeout) = (String::new(), None, None, TCP_USER_TIMEOUT);
     for (key, value) in dsn::pairs(dsn)? {
         match key.as_str() {
@@ -96,21 +133,22 @@ fn parse_dsn_at(dsn: &str, home: Option<&Path>) -> Result<ConnectSettings, Strin
             "sslrootcert" => root = Some(value),
             "tcp_user_timeout" => {
                 // libpq counts milliseconds here, the driver seconds.
-                user_timeout = Duration::from_millis(value.parse().map_err(|_| "tcp_user_timeout must be a number")?);
+                let ms = value.parse().map_err(|_| DsnError::Value("tcp_user_timeout", "a number"))?;
+                user_timeout = Duration::from_millis(ms);
             }
             "client_encoding" if matches!(value.to_ascii_lowercase().as_str(), "utf8" | "utf-8" | "auto") => {}
-            "client_encoding" => return Err("client_encoding must be UTF8".into()),
+            "client_encoding" => return Err(DsnError::Value("client_encoding", "UTF8")),
             "keepalives_count" => push_pair(&mut plain, "keepalives_retries", &value),
             "user" => push_pair(&mut plain, "user", &value),
             known if PLAIN_KEYS.contains(&known) => push_pair(&mut plain, known, &value),
-            unknown => return Err(format!("{unknown} is not supported here")),
+            unknown => return Err(DsnError::UnknownKey(unknown.to_owned())),
         }
     }
-    let mut config: Config = plain.parse().map_err(|e| super::one_line(&e))?;
+    let mut config: Config = plain.parse().map_err(DsnError::Driver)?;
     defaults(&mut config, user_timeout)?;
     let (mode, wire, trust) = trust(mode.as_deref(), root.as_deref(), home)?;
     if config.get_ssl_negotiation() == SslNegotiation::Direct && wire != SslMode::Require {
-        return Err("sslnegotiation=direct needs sslmode require or stronger".into());
+        return Err(DsnError::DirectWithoutTls);
     }
     // Like libpq: a Unix socket has no TLS, whatever sslmode says.
     let local = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
@@ -118,8 +156,8 @@ fn parse_dsn_at(dsn: &str, home: Option<&Path>) -> Result<ConnectSettings, Strin
     Ok(ConnectSettings { config, tls: MakeRustlsConnect::new(tls::client_config(trust)?), mode })
 }
 
-/// What the driver leaves open and a service should not.
-fn defaults(config: &mut Config, user_timeout: Duration) -> Result<(), String> {
+/// Sets what the DSN and the driver leave open: the host's name, time limits, keepalives and the session's name.
+fn defaults(config: &mut Config, user_timeout: Duration) -> Result<(), DsnError> {
     if config.get_hosts().is_empty() {
         // The name to check is then the address, as in libpq.
         let addresses: Vec<String> = config.get_hostaddrs().iter().map(|a| a.to_string()).collect();
@@ -128,7 +166,7 @@ fn defaults(config: &mut Config, user_timeout: Duration) -> Result<(), String> {
         }
     }
     if config.get_hosts().is_empty() {
-        return Err("host is missing".into());
+        return Err(DsnError::NoHost);
     }
     if config.get_connect_timeout().is_none() {
         config.connect_timeout(CONNECT_TIMEOUT);
@@ -150,7 +188,7 @@ fn push_pair(out: &mut String, key: &str, value: &str) {
 }
 
 /// What `sslmode` and `sslrootcert` ask of the wire and of the certificate, and the mode's name.
-fn trust(mode: Option<&str>, root: Option<&str>, home: Option<&Path>) -> Result<(String, SslMode, Trust), String> {
+fn trust(mode: Option<&str>, root: Option<&str>, home: Option<&Path>) -> Result<(String, SslMode, Trust), DsnError> {
     let system = root == Some("system");
     let mode = mode.unwrap_or(if system { "verify-full" } else { "prefer" });
     let (wire, full) = match mode {
@@ -158,18 +196,18 @@ fn trust(mode: Option<&str>, root: Option<&str>, home: Option<&Path>) -> Result<
         "prefer" => (SslMode::Prefer, false),
         "require" | "verify-ca" => (SslMode::Require, false),
         "verify-full" => (SslMode::Require, true),
-        "allow" => return Err("sslmode allow is not supported: use disable, prefer or require".into()),
-        _ => return Err("sslmode must be disable, prefer, require, verify-ca or verify-full".into()),
+        "allow" => return Err(DsnError::Allow),
+        _ => return Err(DsnError::Value("sslmode", "disable, prefer, require, verify-ca or verify-full")),
     };
     if system && !full {
-        return Err(format!("sslrootcert=system needs sslmode verify-full, not {mode}"));
+        return Err(DsnError::SystemRoots(mode.to_owned()));
     }
     let roots: Option<RootCertStore> = match (root, home.map(|home| home.join(".postgresql/root.crt"))) {
         (Some("system"), _) => Some(tls::system_roots()?),
         (Some(path), _) => Some(tls::roots_of(Path::new(path))?),
         (None, Some(path)) if mode != "prefer" && path.exists() => Some(tls::roots_of(&path)?),
         (None, _) if mode.starts_with("verify") => {
-            return Err(format!("sslmode {mode} needs sslrootcert (a file, or system), or ~/.postgresql/root.crt"));
+            return Err(DsnError::NoRoots(mode.to_owned()));
         }
         (None, _) => None,
     };

@@ -1,21 +1,53 @@
 //! Reads a DSN in either of libpq's forms into key and value pairs.
 //!
-//! Owns the grammar only: quoting, percent-encoding, hosts with ports. Refuses to know what a key means.
-//! Invariant: no error text carries a value, since one of them is the password.
+//! Owns the grammar: quoting, percent-encoding, hosts with ports. Invariant: no error text carries a value, since one of
+//! the values is the password. Leaves the meaning of the keys to its caller.
+
+/// Why a DSN is not one of libpq's two forms.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GrammarError {
+    /// A URL of another scheme.
+    #[error("the scheme must be postgres:// or postgresql://")]
+    Scheme,
+    /// Text where `key=value` should stand.
+    #[error("expected pairs of the form key=value (quote a value that has spaces)")]
+    Pairs,
+    /// A quoted value that does not end; names its key.
+    #[error("the value of {0} has no closing quote")]
+    OpenQuote(String),
+    /// A parameter of a URL without `=`.
+    #[error("a parameter behind the ? has no value")]
+    NoValue,
+    /// An IPv6 address that does not end.
+    #[error("a host's [ is not closed")]
+    OpenBracket,
+    /// Also what remains of a password with a `/` or a `?` in it.
+    #[error("a port must be a number (percent-encode @ : / ? in user and password)")]
+    Port,
+    /// A malformed percent escape; names the part of the URL.
+    #[error("{0} has a % without two hex digits behind it")]
+    Escape(String),
+    /// Bytes that are not UTF-8; names the part of the URL.
+    #[error("{0} is not UTF-8")]
+    NotUtf8(String),
+    /// A zero byte, which libpq could not take; names the part of the URL.
+    #[error("{0} has a zero byte")]
+    ZeroByte(String),
+}
 
 /// The pairs of `dsn` in their order; a later pair of the same key wins. Empty values mean "not given", as in libpq.
-pub(super) fn pairs(dsn: &str) -> Result<Vec<(String, String)>, String> {
+pub(super) fn pairs(dsn: &str) -> Result<Vec<(String, String)>, GrammarError> {
     let rest = dsn.strip_prefix("postgres://").or_else(|| dsn.strip_prefix("postgresql://"));
     let all = match rest {
         Some(rest) => url(rest)?,
-        None if dsn.contains("://") => return Err("the scheme must be postgres:// or postgresql://".into()),
+        None if dsn.contains("://") => return Err(GrammarError::Scheme),
         None => key_values(dsn)?,
     };
     Ok(all.into_iter().filter(|(_, value)| !value.is_empty()).collect())
 }
 
 /// `key = value key='quoted \' value'`.
-fn key_values(text: &str) -> Result<Vec<(String, String)>, String> {
+fn key_values(text: &str) -> Result<Vec<(String, String)>, GrammarError> {
     let mut found = Vec::new();
     let mut rest = text.trim_start();
     while !rest.is_empty() {
@@ -24,10 +56,9 @@ fn key_values(text: &str) -> Result<Vec<(String, String)>, String> {
         // What stands where a key should be may be the torn-off end of a password: only plain words are repeated.
         let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         let Some(tail) = tail.trim_start().strip_prefix('=').filter(|_| plain) else {
-            return Err("expected pairs of the form key=value (quote a value that has spaces)".into());
+            return Err(GrammarError::Pairs);
         };
-        let (value, tail) =
-            value(tail.trim_start()).ok_or_else(|| format!("the value of {key} has no closing quote"))?;
+        let (value, tail) = value(tail.trim_start()).ok_or_else(|| GrammarError::OpenQuote(key.to_owned()))?;
         found.push((key.to_owned(), value));
         rest = tail.trim_start();
     }
@@ -51,7 +82,7 @@ fn value(text: &str) -> Option<(String, &str)> {
 }
 
 /// `[user[:password]@][host[:port],...][/dbname][?key=value&...]`, all percent-encoded.
-fn url(text: &str) -> Result<Vec<(String, String)>, String> {
+fn url(text: &str) -> Result<Vec<(String, String)>, GrammarError> {
     let mut found = Vec::new();
     let (head, query) = text.split_once('?').unwrap_or((text, ""));
     let (authority, dbname) = head.split_once('/').unwrap_or((head, ""));
@@ -63,7 +94,7 @@ fn url(text: &str) -> Result<Vec<(String, String)>, String> {
         found.push((key.to_owned(), decode(key, value)?));
     }
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').ok_or("a parameter behind the ? has no value")?;
+        let (key, value) = pair.split_once('=').ok_or(GrammarError::NoValue)?;
         let key = decode("a parameter's name", key)?;
         match (key.as_str(), value) {
             // The form that JDBC's users write; libpq takes it too.
@@ -75,18 +106,18 @@ fn url(text: &str) -> Result<Vec<(String, String)>, String> {
 }
 
 /// The comma-separated host names and ports of `a:1,[::1]:2,c`; no ports at all if none is given.
-fn hosts_and_ports(hosts: &str) -> Result<(String, String), String> {
+fn hosts_and_ports(hosts: &str) -> Result<(String, String), GrammarError> {
     let (mut names, mut ports) = (Vec::new(), Vec::new());
     for host in hosts.split(',') {
         let (name, port) = match host.strip_prefix('[') {
             Some(rest) => {
-                let (name, tail) = rest.split_once(']').ok_or("a host's [ is not closed")?;
+                let (name, tail) = rest.split_once(']').ok_or(GrammarError::OpenBracket)?;
                 (name, tail.strip_prefix(':').unwrap_or(tail))
             }
             None => host.split_once(':').unwrap_or((host, "")),
         };
         if !port.bytes().all(|b| b.is_ascii_digit()) {
-            return Err("a port must be a number (percent-encode @ : / ? in user and password)".into());
+            return Err(GrammarError::Port);
         }
         names.push(name);
         ports.push(if port.is_empty() { "5432" } else { port });
@@ -96,7 +127,7 @@ fn hosts_and_ports(hosts: &str) -> Result<(String, String), String> {
 }
 
 /// Percent-decodes `text`; `what` names it in the error.
-fn decode(what: &str, text: &str) -> Result<String, String> {
+fn decode(what: &str, text: &str) -> Result<String, GrammarError> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
@@ -106,13 +137,13 @@ fn decode(what: &str, text: &str) -> Result<String, String> {
         }
         let mut digit = || bytes.next().and_then(|b| char::from(b).to_digit(16));
         let (Some(high), Some(low)) = (digit(), digit()) else {
-            return Err(format!("{what} has a % without two hex digits behind it"));
+            return Err(GrammarError::Escape(what.to_owned()));
         };
         out.push((high << 4 | low) as u8);
     }
-    let text = String::from_utf8(out).map_err(|_| format!("{what} is not UTF-8"))?;
+    let text = String::from_utf8(out).map_err(|_| GrammarError::NotUtf8(what.to_owned()))?;
     if text.contains('\0') {
-        return Err(format!("{what} has a zero byte"));
+        return Err(GrammarError::ZeroByte(what.to_owned()));
     }
     Ok(text)
 }

@@ -145,7 +145,7 @@ fn say_malformed(sale: SaleId, malformed: u64) {
 
 impl Ledger for PostgresLedger {
     fn code_key(&mut self) -> Result<[u8; KEY_BYTES], LedgerError> {
-        let fresh = random_key().map_err(|e| LedgerError::failed(format!("no random bytes for a key: {e}")))?;
+        let fresh = random_key().map_err(|e| LedgerError::about("the system gives no random bytes for a key", e))?;
         self.run(async move |wire| {
             // First the insert, then a look with a new snapshot: whoever was first has made the key of all.
             const MAKE: &str = "INSERT INTO ledger_code_key (key) VALUES ($1) ON CONFLICT DO NOTHING";

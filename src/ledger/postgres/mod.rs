@@ -22,8 +22,10 @@ mod tls;
 mod write;
 
 pub use append::PostgresAppend;
-pub use connect::{ConnectSettings, parse_dsn};
+pub use connect::{ConnectSettings, DsnError, parse_dsn};
+pub use dsn::GrammarError;
 pub use ledger::PostgresLedger;
+pub use tls::TlsError;
 
 use session::Failure;
 use std::error::Error;

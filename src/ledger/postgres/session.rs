@@ -1,10 +1,10 @@
 //! One session with Postgres, for a plain thread, with an end to every call.
 //!
-//! Owns the socket and the time limit. A read from a Postgres that hangs would never return by itself: its kernel
-//! still acknowledges, so neither keepalives nor `tcp_user_timeout` help, and the blocking driver offers nothing.
-//! So the asynchronous driver runs here on a runtime of its own, inside the caller's thread, under a deadline.
+//! Owns the socket and the time limit. A read from a Postgres that hangs never returns by itself: the server's kernel
+//! still acknowledges, so neither keepalives nor `tcp_user_timeout` help, and the blocking driver has no deadline.
+//! Therefore the asynchronous driver runs here on a runtime of its own, inside the caller's thread, under a deadline.
 //! Invariant: a session is used again only if the last call left it in order; else its owner drops it.
-//! Refuses to know tables.
+//! Leaves tables and statements to its users.
 
 use super::connect::ConnectSettings;
 use crate::ledger::LedgerError;
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::{Client, Statement};
 
-/// By how much the deadline of a call is later than the server's own `statement_timeout`: the server's word is clearer.
+/// By how much the deadline of a call is later than the server's own `statement_timeout`, whose message is clearer.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Why a call did not do what was asked.
@@ -25,69 +25,81 @@ const GRACE: Duration = Duration::from_secs(1);
 pub(super) enum Failure {
     /// The epoch is another one. The transaction is over, the session in order.
     Stale(u64),
-    /// Postgres said no, or the session is lost: in both cases the session is not to be used again.
+    /// Postgres refused, or the session is lost: in both cases the session is not to be used again.
     Broken {
-        /// What Postgres said, in one line.
+        /// What went wrong, in one line.
         text: String,
-        /// Its SQLSTATE, if Postgres said something.
-        state: Option<SqlState>,
+        /// The driver's error, unless the failure was found here.
+        source: Option<tokio_postgres::Error>,
         /// Whether the socket or Postgres said that the session is over, as opposed to one refused statement or to silence.
         lost: bool,
     },
 }
 
+/// A [`Failure::Broken`] for those who do not know sessions.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+struct PostgresError {
+    text: String,
+    source: Option<tokio_postgres::Error>,
+}
+
 impl Failure {
-    /// A failure of our own finding, with the session still alive.
+    /// A failure that was found here, not by Postgres: the session is alive.
     pub fn refused(text: impl Into<String>) -> Failure {
-        Failure::Broken { text: text.into(), state: None, lost: false }
+        Failure::Broken { text: text.into(), source: None, lost: false }
     }
 
-    /// Whether the session is over while Postgres may be well: idle sessions are ended by `idle_session_timeout` or by an
-    /// administrator, or forgotten by a router on the way.
+    /// Whether the session is over while Postgres may be well: `idle_session_timeout` and administrators end idle sessions,
+    /// and a router on the way may forget them.
     pub fn is_lost_session(&self) -> bool {
         matches!(self, Failure::Broken { lost: true, .. })
     }
 
     fn lost(text: impl Into<String>) -> Failure {
-        Failure::Broken { text: text.into(), state: None, lost: true }
+        Failure::Broken { text: text.into(), source: None, lost: true }
     }
 
-    /// The same failure, said to have come up during `what`.
+    /// The same failure, whose text begins with `what`: what was done when it came up.
     pub fn during(self, what: &str) -> Failure {
         match self {
-            Failure::Broken { text, state, lost } => Failure::Broken { text: format!("{what}: {text}"), state, lost },
+            Failure::Broken { text, source, lost } => Failure::Broken { text: format!("{what}: {text}"), source, lost },
             stale @ Failure::Stale(_) => stale,
         }
     }
 
-    /// Whether Postgres refused with `wanted` and the session is alive.
+    /// Whether Postgres refused with the SQLSTATE `wanted` and the session is alive.
     pub fn is(&self, wanted: &SqlState) -> bool {
-        matches!(self, Failure::Broken { state: Some(state), lost: false, .. } if state == wanted)
+        matches!(self, Failure::Broken { source: Some(error), lost: false, .. } if error.code() == Some(wanted))
     }
 }
 
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Failure {
-        let Some(db) = error.as_db_error() else { return Failure::lost(super::one_line(&error)) };
-        let fatal = matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic));
-        Failure::Broken { text: super::one_line(&error), state: Some(db.code().clone()), lost: fatal }
+        let lost = error
+            .as_db_error()
+            .is_none_or(|db| matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic)));
+        Failure::Broken { text: super::one_line(&error), source: Some(error), lost }
     }
 }
 
 impl From<Failure> for LedgerError {
     fn from(failure: Failure) -> LedgerError {
-        match failure {
-            Failure::Stale(current) => LedgerError::Stale { current },
-            Failure::Broken { text, state: Some(_), .. } => LedgerError::failed(format!("Postgres says: {text}")),
-            Failure::Broken { text, lost: true, .. } => {
-                LedgerError::failed(format!("the connection to Postgres failed: {text}"))
-            }
-            Failure::Broken { text, .. } => LedgerError::failed(text),
-        }
+        let (text, source, lost) = match failure {
+            Failure::Stale(current) => return LedgerError::Stale { current },
+            Failure::Broken { text, source, lost } => (text, source, lost),
+        };
+        let is_answer = source.as_ref().is_some_and(|error| error.as_db_error().is_some());
+        let text = match (is_answer, lost) {
+            (true, _) => format!("Postgres says: {text}"),
+            (false, true) => format!("the connection to Postgres failed: {text}"),
+            (false, false) => text,
+        };
+        LedgerError::failed(PostgresError { text, source })
     }
 }
 
-/// A server process, told apart from a later one with the same id by its start.
+/// A server process. Its start distinguishes it from a later process with the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Backend {
     pid: i32,
@@ -95,16 +107,16 @@ pub(super) struct Backend {
     started: i64,
 }
 
-/// What work inside a session is handed: the driver's client, and the statements that this session has prepared.
+/// What work inside a session uses: the driver's client, and the statements that this session has prepared.
 pub(super) struct Wire {
     pub client: Client,
-    /// The COPY statements, prepared by whoever needs them first.
+    /// The COPY statements of holds and of purchases, prepared on first use.
     pub copies: Option<(Statement, Statement)>,
 }
 
 type Driver = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
 
-/// A session and all that keeps it going.
+/// A session, its socket's driver and the runtime that both run on.
 pub(super) struct Session {
     wire: Wire,
     /// `None` once the driver has said that the session is over.
@@ -131,7 +143,7 @@ impl Session {
         let (client, driver) = match runtime.block_on(connecting) {
             Ok(connected) => connected,
             Err(failure) => {
-                // A name that is being resolved cannot be called off: do not wait for it.
+                // The resolution of a name cannot be cancelled: do not wait for it.
                 runtime.shutdown_background();
                 return Err(failure);
             }
@@ -147,12 +159,12 @@ impl Session {
         Ok(session)
     }
 
-    /// Which server process serves this session.
+    /// The server process of this session.
     pub fn backend(&self) -> Backend {
         self.backend
     }
 
-    /// Does `work`, which may take as long as one statement may.
+    /// Does `work` within the time limit of one statement.
     pub fn run<T>(&mut self, work: impl AsyncFnOnce(&mut Wire) -> Result<T, Failure>) -> Result<T, Failure> {
         self.run_within(self.limit, work)
     }
@@ -176,8 +188,8 @@ impl Session {
         })
     }
 
-    /// Ends `old`, a process that an earlier session left behind, and waits until it is gone: what it had begun is then
-    /// either committed or undone, and blocks nobody.
+    /// Ends `old`, a process that an earlier session left behind, and waits until it is gone: its transaction is then either
+    /// committed or undone, and blocks no other.
     pub fn end(&mut self, old: Backend) -> Result<(), Failure> {
         // The entry disappears after the transaction's end, so its absence proves it.
         const END: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
@@ -194,7 +206,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // The socket goes first: the server takes its end as the end of the session.
+        // The socket first: the server ends the session when the socket closes.
         self.driver = None;
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -202,7 +214,7 @@ impl Drop for Session {
     }
 }
 
-/// Runs `work` with the socket's driver beside it. What the driver says of the socket's end is the better reason.
+/// Runs `work` with the socket's driver beside it. If both fail, the driver's error is returned: it names the cause.
 async fn drive<T>(driver: &mut Option<Driver>, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let mut work = pin!(work);
     poll_fn(|cx| {
@@ -220,7 +232,7 @@ async fn drive<T>(driver: &mut Option<Driver>, work: impl Future<Output = Result
     .await
 }
 
-/// Makes the server let go of us soon when we die or freeze, and tells which process serves us.
+/// Makes the server end the session soon after this instance dies or freezes, and asks which process serves it.
 async fn set_up(client: &Client, limit: Duration) -> Result<Backend, Failure> {
     // Without the keepalives a lost host's locks would stay for two hours.
     let settings = format!(
@@ -230,9 +242,9 @@ async fn set_up(client: &Client, limit: Duration) -> Result<Backend, Failure> {
         limit.as_millis()
     );
     client.batch_execute(&settings).await?;
-    const WHO: &str = "SELECT pid, (extract(epoch FROM backend_start) * 1000000)::bigint, \
+    const PROCESS: &str = "SELECT pid, (extract(epoch FROM backend_start) * 1000000)::bigint, \
         current_setting('server_encoding') FROM pg_stat_activity WHERE pid = pg_backend_pid()";
-    let row = client.query_one(WHO, &[]).await?;
+    let row = client.query_one(PROCESS, &[]).await?;
     let encoding: String = row.try_get(2)?;
     if encoding != "UTF8" {
         return Err(Failure::refused(format!("the database's encoding is {encoding}, and ids need UTF8")));

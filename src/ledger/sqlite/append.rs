@@ -52,7 +52,7 @@ impl SqliteAppend {
         if checked.is_err() && self.files.is_log_alone_lost() {
             self.rescue();
         }
-        checked.map_err(|why| LedgerError::failed(format!("DATA_DIR {folder}: {why}")))
+        checked.map_err(|lost| LedgerError::about(format!("DATA_DIR {folder}"), lost))
     }
 
     /// Copies what is in the log into the database, on the connection that has both open. A new connection would make a new
@@ -69,8 +69,7 @@ impl SqliteAppend {
 
     /// How many bytes the ledger's files may still grow, as far as the disk and this process' limit go.
     fn room(&self) -> Result<u64, LedgerError> {
-        let disk =
-            rustix::fs::statvfs(&self.path).map_err(|e| LedgerError::failed(format!("the ledger's disk: {e}")))?;
+        let disk = rustix::fs::statvfs(&self.path).map_err(|e| LedgerError::about("the ledger's disk", e))?;
         // Some file systems do not tell their size. The probe's transaction decides there.
         let free = if disk.f_blocks == 0 { u64::MAX } else { disk.f_bavail.saturating_mul(disk.f_frsize) };
         let allowed = rustix::process::getrlimit(rustix::process::Resource::Fsize).current.unwrap_or(u64::MAX);

@@ -1,81 +1,70 @@
 //! The embedded ledger's folder: made when missing, locked against a second process.
 //!
-//! Invariant: while a [`FolderLock`] lives, no other process (and no second one in this process) has the folder. The
-//! kernel lets go of it when the process ends, however it ends. Refuses to know what is in the folder.
+//! Owns the folder and its lock. Invariant: while a [`FolderLock`] lives, no other process, and no second lock in this
+//! process, has the folder; the kernel releases the lock when the process ends, however it ends. Leaves the files in the
+//! folder to the ledger.
 
 use crate::ledger::TooNew;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use std::fmt;
+use std::error::Error;
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why the embedded ledger did not open.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The folder cannot be made, written or synced.
+    #[error("DATA_DIR {}: cannot be used: {source}", .dir.display())]
     Folder {
         /// `DATA_DIR`.
         dir: PathBuf,
         /// What the system said.
         source: io::Error,
     },
-    /// Another process has the folder.
+    /// Another process has locked the folder.
+    #[error("DATA_DIR {}: another flashsale uses it; stop that one or choose another folder", .dir.display())]
     InUse {
         /// `DATA_DIR`.
         dir: PathBuf,
     },
-    /// The file is of another program.
+    /// The file is a database of another program.
+    #[error("DATA_DIR: {} is not a flashsale ledger", .path.display())]
     NoLedger {
         /// The file.
         path: PathBuf,
     },
     /// The file needs a newer program.
+    #[error("DATA_DIR: {} {source}", .path.display())]
     TooNew {
         /// The file.
         path: PathBuf,
-        /// The versions.
-        why: TooNew,
+        /// The versions of the file and of this program.
+        source: TooNew,
     },
-    /// SQLite cannot open the file.
+    /// SQLite cannot open or read the file.
+    #[error("DATA_DIR: {} cannot be opened: {source}", .path.display())]
     Database {
         /// The file.
         path: PathBuf,
+        /// What SQLite or the system said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A migration failed; the file is as it was before this migration.
+    #[error("DATA_DIR: {} cannot be opened: the schema's migration {name}: {source}", .path.display())]
+    Migration {
+        /// The file.
+        path: PathBuf,
+        /// The migration's name.
+        name: &'static str,
         /// What SQLite said.
-        why: String,
+        source: rusqlite::Error,
     },
 }
 
-impl fmt::Display for OpenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            OpenError::Folder { dir, source } => write!(f, "DATA_DIR {}: cannot be used: {source}", dir.display()),
-            OpenError::InUse { dir } => {
-                write!(
-                    f,
-                    "DATA_DIR {}: another flashsale uses it; stop that one or choose another folder",
-                    dir.display()
-                )
-            }
-            OpenError::NoLedger { path } => write!(f, "DATA_DIR: {} is not a flashsale ledger", path.display()),
-            OpenError::TooNew { path, why } => write!(f, "DATA_DIR: {} {why}", path.display()),
-            OpenError::Database { path, why } => write!(f, "DATA_DIR: {} cannot be opened: {why}", path.display()),
-        }
-    }
-}
-
-impl std::error::Error for OpenError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            OpenError::Folder { source, .. } => Some(source),
-            _ => None,
-        }
-    }
-}
-
-/// The folder, kept for this process.
+/// The lock on the folder, held for as long as this value lives.
 #[derive(Debug)]
 pub struct FolderLock {
     dir: PathBuf,
@@ -97,15 +86,15 @@ impl FolderLock {
         }
     }
 
-    /// Whether the folder still is the one that was locked. If it was removed or replaced, what is written now goes to
-    /// files that nobody will find, and another process may use the folder.
+    /// Whether `DATA_DIR` still leads to the folder that was locked. If the folder was removed or replaced, what is written
+    /// now goes to files that no later start finds, and another process may use the new folder.
     pub fn is_in_place(&self) -> bool {
         let same = |ours: Metadata, there: Metadata| (ours.dev(), ours.ino()) == (there.dev(), there.ino());
         let there = std::fs::metadata(self.dir.join("lock"));
         self.lock.metadata().ok().zip(there.ok()).is_some_and(|(ours, there)| same(ours, there))
     }
 
-    /// Where it is.
+    /// The folder's path, as it was given.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -116,8 +105,8 @@ impl FolderLock {
     }
 }
 
-/// Makes `dir` with what is missing above it, each name synced into its parent. Only this user may look inside: the
-/// key of the codes lives there.
+/// Makes `dir` and the folders above it that are missing, and syncs each name into its parent. Only this user may look
+/// inside: the key of the codes is kept there.
 fn make(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());

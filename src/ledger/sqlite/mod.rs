@@ -64,12 +64,12 @@ impl SqliteLedger {
     pub fn open(dir: &Path) -> Result<SqliteLedger, OpenError> {
         let lock = Arc::new(FolderLock::take(dir)?);
         let path = dir.join("ledger.db");
-        let failed = |e: rusqlite::Error| OpenError::Database { path: path.clone(), why: e.to_string() };
+        let failed = |e: rusqlite::Error| OpenError::Database { path: path.clone(), source: e.into() };
         files::make(&path);
         let mut db = connect(&path).map_err(failed)?;
         schema::migrate(&mut db, &path)?;
         lock.sync()?;
-        let unreadable = |e: std::io::Error| OpenError::Database { path: path.clone(), why: e.to_string() };
+        let unreadable = |e: std::io::Error| OpenError::Database { path: path.clone(), source: e.into() };
         let files = Arc::new(OpenFiles::look(&path).map_err(unreadable)?);
         Ok(SqliteLedger { db, path, lock, files })
     }
@@ -102,7 +102,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 
 impl From<rusqlite::Error> for LedgerError {
     fn from(e: rusqlite::Error) -> LedgerError {
-        LedgerError::failed(format!("the ledger: {e}"))
+        LedgerError::about("the ledger", e)
     }
 }
 
@@ -149,7 +149,7 @@ fn hold_row(row: &Row<'_>) -> Result<HoldRow, LedgerError> {
 
 impl Ledger for SqliteLedger {
     fn code_key(&mut self) -> Result<[u8; KEY_BYTES], LedgerError> {
-        let fresh = random_key().map_err(|e| LedgerError::failed(format!("no random bytes for a key: {e}")))?;
+        let fresh = random_key().map_err(|e| LedgerError::about("the system gives no random bytes for a key", e))?;
         self.db.execute("INSERT INTO code_key VALUES (1, ?1) ON CONFLICT DO NOTHING", [fresh])?;
         Ok(self.db.query_row("SELECT key FROM code_key", [], |row| row.get(0))?)
     }

@@ -1,7 +1,7 @@
 //! The embedded ledger's schema: its version, and the way to the next one.
 //!
 //! Owns the migrations in `sql/sqlite/`. Invariant: each migration is applied once, in one transaction that also notes
-//! the new version. Leaves keeping other processes out to the folder's lock, which the caller holds.
+//! the new version. Leaves it to the folder's lock, which the caller holds, to keep other processes out.
 
 use super::OpenError;
 use crate::ledger::migrations::{Migration, SchemaVersion, next};
@@ -20,16 +20,16 @@ const MIGRATIONS: &[Migration] = &[
 
 /// Applies the migrations that the file at `path` lacks; an empty file gets all of them.
 pub(super) fn migrate(db: &mut Connection, path: &Path) -> Result<(), OpenError> {
-    let failed = |what: &str, e: rusqlite::Error| {
-        let why = if what.is_empty() { e.to_string() } else { format!("the schema's migration {what}: {e}") };
-        OpenError::Database { path: path.to_owned(), why }
-    };
     loop {
-        let found = found(db).map_err(|e| failed("", e))?;
+        let found = found(db).map_err(|e| OpenError::Database { path: path.to_owned(), source: e.into() })?;
         let Some(found) = found else { return Err(OpenError::NoLedger { path: path.to_owned() }) };
-        let step = next(found, MIGRATIONS).map_err(|why| OpenError::TooNew { path: path.to_owned(), why })?;
+        let step = next(found, MIGRATIONS).map_err(|source| OpenError::TooNew { path: path.to_owned(), source })?;
         let Some((version, migration)) = step else { return Ok(()) };
-        apply(db, version, migration).map_err(|e| failed(migration.name, e))?;
+        apply(db, version, migration).map_err(|source| OpenError::Migration {
+            path: path.to_owned(),
+            name: migration.name,
+            source,
+        })?;
         if found.version > 0 {
             tracing::info!("the ledger's schema is migrated to version {version} ({})", migration.name);
         }
