@@ -15,6 +15,7 @@ use flashsale::inventory::embedded::{self, EmbeddedInventory};
 use flashsale::inventory::redis::{RedisInventory, Shared};
 use flashsale::inventory::{Inventory, SharedView, View};
 use flashsale::keeper;
+use flashsale::keeper::own_work::LocalWork;
 use flashsale::ledger::postgres::{ConnectSettings, PostgresAppend, PostgresLedger, parse_dsn};
 use flashsale::ledger::sqlite::SqliteLedger;
 use flashsale::ledger::writer::{OnFailure, Writer};
@@ -242,13 +243,15 @@ fn start_distributed(
     let (suspicions, heard) = crossbeam_channel::bounded(SUSPICIONS);
     let keeper = keeper::distributed::Keeper::start(keeper::distributed::Parts {
         ledger: Box::new(ledger),
-        store: keeper::store::Store::new(target.clone(), config.redis_timeout.min(Duration::from_secs(2))),
+        store: Box::new(keeper::store::Store::new(target.clone(), config.redis_timeout.min(Duration::from_secs(2)))),
+        time: Arc::new(keeper::time::MachineTime),
         settings: config.sale,
         view: view.clone(),
         suspicions: heard,
         stale,
-        recorder: recorder.clone(),
-    })?;
+        own: Box::new(LocalWork::starting(recorder.clone())),
+    })
+    .map_err(|e| e.to_string())?;
     let shared = Shared {
         view: view.clone(),
         numbers: numbers(instance)?,
@@ -260,7 +263,7 @@ fn start_distributed(
     let inventory = RedisInventory::start(workers, &target, shared).map_err(|e| format!("starting: {e}"))?;
     let inventory: Arc<dyn Inventory> = Arc::new(inventory);
     let (stop_keeper, stop) = crossbeam_channel::bounded(1);
-    let kept = inventory.clone();
+    let own = LocalWork::serving(recorder.clone(), inventory.clone(), workers.count());
     Ok(Running {
         inventory,
         view,
@@ -268,7 +271,7 @@ fn start_distributed(
         patience: if ack_by_ledger { config.redis_timeout + LEDGER_PATIENCE } else { config.redis_timeout },
         recorder,
         writer,
-        keeper: spawn_keeper(vitals, move || keeper.run(kept, workers.count(), &stop))?,
+        keeper: spawn_keeper(vitals, move || keeper.run(Box::new(own), &stop))?,
         stop_keeper,
         what: format!("Redis at {}, ledger in {where_ledger}", target.name),
     })

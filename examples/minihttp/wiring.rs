@@ -9,6 +9,7 @@ use flashsale::inventory::embedded::{self, EmbeddedInventory};
 use flashsale::inventory::redis::{RedisInventory, Shared};
 use flashsale::inventory::{Inventory, SharedView, View};
 use flashsale::keeper;
+use flashsale::keeper::own_work::LocalWork;
 use flashsale::ledger::postgres::{PostgresAppend, PostgresLedger, parse_dsn};
 use flashsale::ledger::sqlite::SqliteLedger;
 use flashsale::ledger::writer::{OnFailure, Writer};
@@ -148,23 +149,25 @@ fn start_distributed(
     let (suspicions, heard) = crossbeam_channel::bounded(16);
     let keeper = keeper::distributed::Keeper::start(keeper::distributed::Parts {
         ledger: Box::new(ledger),
-        store: keeper::store::Store::new(redis.clone(), config.redis_timeout),
+        store: Box::new(keeper::store::Store::new(redis.clone(), config.redis_timeout)),
+        time: Arc::new(keeper::time::MachineTime),
         settings: config.sale,
         view: view.clone(),
         suspicions: heard,
         stale,
-        recorder: recorder.clone(),
-    })?;
+        own: Box::new(LocalWork::starting(recorder.clone())),
+    })
+    .map_err(text)?;
     let shared = Shared {
         view,
         numbers,
-        recorder,
+        recorder: recorder.clone(),
         ack_by_ledger: config.purchase_ack == PurchaseAck::Ledger,
         timeout: config.redis_timeout,
         suspicions,
     };
     let inventory: Arc<dyn Inventory> = Arc::new(RedisInventory::start(workers, redis, shared).map_err(text)?);
-    let kept = inventory.clone();
-    keep(move |stop| keeper.run(kept, workers.count(), stop));
+    let own = LocalWork::serving(recorder, inventory.clone(), workers.count());
+    keep(move |stop| keeper.run(Box::new(own), stop));
     Ok((inventory, codes))
 }

@@ -4,7 +4,9 @@
 //! epoch (`lua/open.lua`). Many commands go out per round trip: no instance sells while a sale is rebuilt, and the link to
 //! Redis may be a slow one. Refuses to decide when anything is built.
 
+use super::error::KeeperError;
 use super::merge::{HoldFacts, HoldState, RebuiltSale};
+use super::sale_store::Built;
 use super::store::{CHUNK, Store, words};
 use crate::domain::{Id, Terms};
 use crate::inventory::redis::scripts::layout::{Head, add_hold, add_share, begin_state, build_keys, queue_entry};
@@ -27,9 +29,9 @@ impl Store {
         terms: &Terms,
         epoch: u64,
         rebuilt: &RebuiltSale,
-        alive: &mut dyn FnMut() -> Result<(), String>,
-    ) -> Result<Built, String> {
-        let built = Built::name(terms, epoch);
+        alive: &mut dyn FnMut() -> Result<(), KeeperError>,
+    ) -> Result<Built, KeeperError> {
+        let built = Built { terms: *terms, epoch, nonce: fastrand::u64(..) };
         let done = self.fill(&built, rebuilt, alive);
         if done.is_err() {
             self.discard(&built);
@@ -39,7 +41,8 @@ impl Store {
 
     /// Removes a state that was built and will not be opened: it would take up memory until it expires.
     pub fn discard(&mut self, built: &Built) {
-        let removed: Result<(), String> = self.ask(cmd("UNLINK").arg(&built.state).arg(&built.queue));
+        let (state, queue) = keys(built);
+        let removed: Result<(), KeeperError> = self.ask(cmd("UNLINK").arg(state).arg(queue));
         if let Err(why) = removed {
             tracing::debug!("a state that was built is left to expire: {why}");
         }
@@ -49,9 +52,9 @@ impl Store {
         &mut self,
         built: &Built,
         rebuilt: &RebuiltSale,
-        alive: &mut dyn FnMut() -> Result<(), String>,
-    ) -> Result<(), String> {
-        let Built { state, queue, .. } = built;
+        alive: &mut dyn FnMut() -> Result<(), KeeperError>,
+    ) -> Result<(), KeeperError> {
+        let (state, queue) = &keys(built);
         // The first field gives the key its expiry, in one step: from then on it disappears by itself.
         self.begin(&begin_state(state), state)?;
         let holds: Vec<_> = rebuilt.holds.iter().collect();
@@ -116,14 +119,14 @@ impl Store {
     }
 
     /// Makes a key with its first content, and with an expiry.
-    fn begin(&mut self, command: &Cmd, key: &str) -> Result<(), String> {
+    fn begin(&mut self, command: &Cmd, key: &str) -> Result<(), KeeperError> {
         let mut pipe = Pipeline::new();
         pipe.atomic().add_command(command.clone()).cmd("EXPIRE").arg(key).arg(BUILD_SECONDS);
         self.run(|connection| pipe.exec(connection))
     }
 
     /// Adds to a key in one round trip, and has it expire later.
-    fn send(&mut self, commands: impl Iterator<Item = Cmd>, key: &str) -> Result<(), String> {
+    fn send(&mut self, commands: impl Iterator<Item = Cmd>, key: &str) -> Result<(), KeeperError> {
         let mut pipe = Pipeline::new();
         commands.for_each(|command| {
             pipe.add_command(command);
@@ -145,32 +148,25 @@ impl Store {
             taken: rebuilt.holds.values().map(|(known, _)| known).filter(with_checkout).count() as u64,
             apart: rebuilt.misfits.iter().map(|(_, known)| known).filter(with_checkout).count() as u64,
         };
-        head.write(&built.state)
+        head.write(&keys(built).0)
     }
 
     /// Puts a state in place that was built. `Err` if a newer epoch is there, or this one sells already.
-    pub fn open(&mut self, built: &Built) -> Result<(), String> {
-        let Built { terms, epoch, state, queue } = built;
+    pub fn open(&mut self, built: &Built) -> Result<(), KeeperError> {
+        let Built { terms, epoch, .. } = built;
+        let (state, queue) = &keys(built);
         let reply: Vec<u8> = self.ask(&open::call(terms, *epoch, (state, queue)))?;
         match open::read(&reply) {
             Some(Ok(())) => Ok(()),
-            _ => Err(format!("{terms} was not opened under epoch {epoch}: Redis says {}", words(&reply))),
+            _ => Err(KeeperError::Redis(format!(
+                "{terms} was not opened under epoch {epoch}: Redis says {}",
+                words(&reply)
+            ))),
         }
     }
 }
 
-/// A state that was built and not opened yet.
-pub struct Built {
-    terms: Terms,
-    epoch: u64,
-    state: String,
-    queue: String,
-}
-
-impl Built {
-    /// The names are of one builder, which may have been frozen while another one came to build the same.
-    fn name(terms: &Terms, epoch: u64) -> Built {
-        let (state, queue) = build_keys(terms.sale, epoch, fastrand::u64(..));
-        Built { terms: *terms, epoch, state, queue }
-    }
+/// The keys (state, queue) that a state is built under.
+fn keys(built: &Built) -> (String, String) {
+    build_keys(built.terms.sale, built.epoch, built.nonce)
 }

@@ -4,9 +4,7 @@
 //! has lasted for [`PATIENCE`], or the ledger's clock says the same: until then the time goes on as it did. So a glitch
 //! that is shorter than that moves no sale. Leaves to others: a clock that goes back, which `lua/time.lua` slows down.
 
-use super::store::Store;
 use crate::inventory::{CLOCK_TOLERANCE_MS, Clock};
-use redis::cmd;
 use std::time::{Duration, Instant};
 
 /// How long a jump ahead must last before it is followed. A correction of a clock that was behind is for ever, so that this
@@ -66,20 +64,10 @@ impl CheckedClock {
         };
         (shown_ms, step)
     }
-}
 
-impl Store {
-    /// Redis' clock, unix milliseconds, as it is believed: a jump ahead is followed after some time alone.
-    pub fn now_ms(&mut self) -> Result<u64, String> {
-        self.look_at_clock(|_| false)
-    }
-
-    /// The same. `confirm` is asked whether another clock shows this time too, where Redis' clock has jumped ahead.
-    pub fn look_at_clock(&mut self, confirm: impl FnOnce(u64) -> bool) -> Result<u64, String> {
-        let (seconds, micros): (u64, u64) = self.ask(&cmd("TIME"))?;
-        let shown_ms = seconds * 1000 + micros / 1000;
-        // At the answer: the clock that goes on from here may be behind, never ahead.
-        let (now_ms, step) = self.clock.hear(Instant::now(), shown_ms, || confirm(shown_ms));
+    /// [`CheckedClock::hear`], with a line in the log for what is odd. Returns the time as it is believed, unix milliseconds.
+    pub fn take_in(&mut self, at: Instant, shown_ms: u64, confirm: impl FnOnce() -> bool) -> u64 {
+        let (now_ms, step) = self.hear(at, shown_ms, confirm);
         match step {
             None => {}
             Some(Step::Ahead(ms)) => {
@@ -95,17 +83,7 @@ impl Store {
             ),
             Some(Step::Over) => tracing::info!("Redis' clock shows the right time again"),
         }
-        Ok(now_ms)
-    }
-
-    /// Redis' clock as it was believed last.
-    pub fn clock(&self) -> Clock {
-        self.clock.clock()
-    }
-
-    /// The latest that a script called now may take Redis' clock to show, unix milliseconds.
-    pub fn latest_ms(&self) -> u64 {
-        self.clock.clock().ms(Instant::now()).saturating_add(CLOCK_TOLERANCE_MS)
+        now_ms
     }
 }
 

@@ -1,50 +1,52 @@
 //! The keeper of a deployment on Redis and Postgres.
 //!
-//! Owns the epoch that this instance sells under and the view that its workers see. Invariant: what the view shows as
-//! selling was found good, or was opened, under an epoch that this instance is a member of.
+//! Owns the order in which the concerns of keeping get their turns, and the view that the workers sell by. Invariant: what the view
+//! shows as selling was found good, or was opened, under an epoch that this instance is a member of. Leaves each concern to the
+//! struct of its own: [`Membership`], [`Recovery`], [`OpenSales`], [`LateRecords`], [`Maintenance`].
 
+use super::error::KeeperError;
+use super::late_records::LateRecords;
+use super::maintenance::Maintenance;
+use super::membership::Membership;
 use super::milestones::{self, Milestones};
-use super::owner::Owner;
-use super::store::Store;
+use super::open_sales::OpenSales;
+use super::own_work::OwnWork;
+use super::owner;
+use super::present::Present;
+use super::recovery::{Attempt, Recovery};
+use super::refusals::Refusals;
+use super::sale_store::{Owner, SaleStore};
+use super::servers::Servers;
+use super::time::{TimeSource, is_due};
 use crate::config::SaleSettings;
-use crate::domain::{Records, SaleId, Terms};
-use crate::inventory::{CLOCK_TOLERANCE_MS, ENDED_KEPT_MS, Inventory, SharedView, Suspicion, View};
-use crate::ledger::{Epoch, Fence};
-use crate::record::{Handoff, Recorder};
+use crate::inventory::{SharedView, Suspicion, View};
+use crate::ledger::SharedLedger;
+use crate::record::Handoff;
 use crossbeam_channel::{Receiver, select};
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How often it looks around.
+/// The time between two rounds.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How often it asks the ledger whether the epoch is still the one: the other instances wait for us to let go of it.
-const LOOK_EVERY: Duration = Duration::from_millis(400);
-/// How often it looks whether sales are to be opened, and whether those that are open are still there.
-const OPEN_EVERY: Duration = Duration::from_secs(1);
-/// A suspicion is looked into at once, but not more often than this.
+/// The time between two rounds at least: a suspicion is looked into at once, but not more often than this.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long starting is tried when a server cannot be reached, or says why it cannot be used.
 const CUT_OFF_WAIT: Duration = Duration::from_secs(4);
 /// How long starting is tried when both servers answer: rebuilding a large sale takes its time.
 const START_WAIT: Duration = Duration::from_secs(120);
-/// How long the openers' lock is waited for by a member of the epoch: whoever has it may be waiting for him.
-pub(super) const SHORT_WAIT: Duration = Duration::from_millis(100);
-/// The wait after a doubt could not be settled; it doubles up to [`MAX_RETRY`].
-const MIN_RETRY: Duration = Duration::from_millis(50);
-/// The longest wait between two attempts to settle a doubt: each may write a whole sale anew.
-const MAX_RETRY: Duration = Duration::from_secs(1);
 /// How long the writer's last records are waited for at the end.
 const LAST_WAIT: Duration = Duration::from_secs(3);
 
 /// What the keeper works with.
 pub struct Parts {
     /// The ledger.
-    pub ledger: Box<dyn Fence>,
+    pub ledger: Box<dyn SharedLedger>,
     /// Redis.
-    pub store: Store,
-    /// What new sales are like.
+    pub store: Box<dyn SaleStore>,
+    /// The clock that it waits by.
+    pub time: Arc<dyn TimeSource>,
+    /// The terms of new sales.
     pub settings: SaleSettings,
     /// Where the workers see what to sell.
     pub view: SharedView,
@@ -52,181 +54,172 @@ pub struct Parts {
     pub suspicions: Receiver<Suspicion>,
     /// Records of another epoch, from the writer.
     pub stale: Receiver<Box<Handoff>>,
-    /// The way to the writer.
-    pub recorder: Arc<Recorder>,
+    /// The work of this instance while it starts.
+    pub own: Box<dyn OwnWork>,
 }
 
 /// The keeper.
 pub struct Keeper {
-    pub(super) ledger: Box<dyn Fence>,
-    pub(super) store: Store,
-    pub(super) settings: SaleSettings,
-    pub(super) view: SharedView,
-    pub(super) suspicions: Receiver<Suspicion>,
-    pub(super) stale: Receiver<Box<Handoff>>,
-    /// Those that are not placed yet.
-    pub(super) late: VecDeque<Records>,
-    pub(super) recorder: Arc<Recorder>,
-    /// Who decides, and on how many workers; not there before the first opening.
-    pub(super) inventory: Option<(Arc<dyn Inventory>, usize)>,
-    pub(super) epoch: Epoch,
-    /// When the ledger last did not answer, or had lost this instance's session.
-    pub(super) ledger_away: Option<Instant>,
-    /// The sales that are open under `epoch`, by their start.
-    pub(super) open: Vec<Terms>,
-    pub(super) selling: bool,
-    /// Why it may be that something was lost.
-    pub(super) doubt: Option<String>,
-    /// When and after how long a failed attempt to settle it is repeated.
-    retry: Option<(Instant, Duration)>,
-    looked: Option<Instant>,
-    opened: Option<Instant>,
-    pub(super) maintenance: super::maintenance::Maintenance,
-    pub(super) reconciliation: super::reconcile::Reconciliation,
-    problem: Option<String>,
-    pub(super) refusals: super::refusals::Refusals,
+    servers: Servers,
+    view: SharedView,
+    suspicions: Receiver<Suspicion>,
+    own: Box<dyn OwnWork>,
+    /// Whether shoppers are served: while the instance starts they wait for the first opening alone.
+    is_serving: bool,
+    /// Whether the view shows that sales sell.
+    selling: bool,
+    membership: Membership,
+    recovery: Recovery,
+    sales: OpenSales,
+    late: LateRecords,
+    maintenance: Maintenance,
+    refusals: Refusals,
     milestones: Milestones,
     followed: Option<Instant>,
-    pub(super) warned: Option<Terms>,
-    /// Whether the sales opened ahead are still to be given this instance's settings.
-    pub(super) settings_due: bool,
-    /// Why this instance may not use its Redis at all: the sales in it are another ledger's.
-    pub(super) refused: Option<String>,
+    /// Why the last round failed, if it did.
+    problem: Option<KeeperError>,
 }
 
 impl Keeper {
-    /// A keeper that has opened the running sale and those ahead. `Err` says in one line what is in the way.
-    pub fn start(parts: Parts) -> Result<Keeper, String> {
-        let mut keeper = Keeper {
-            ledger: parts.ledger,
-            store: parts.store,
-            settings: parts.settings,
-            view: parts.view,
-            suspicions: parts.suspicions,
-            stale: parts.stale,
-            late: VecDeque::new(),
-            recorder: parts.recorder,
-            inventory: None,
-            epoch: Epoch { number: 0, identity: String::new() },
-            ledger_away: None,
-            open: Vec::new(),
-            selling: false,
-            doubt: None,
-            retry: None,
-            looked: None,
-            opened: None,
-            maintenance: Default::default(),
-            reconciliation: Default::default(),
-            problem: None,
-            refusals: Default::default(),
-            milestones: Milestones::default(),
-            followed: None,
-            warned: None,
-            settings_due: true,
-            refused: None,
-        };
-        keeper.store.check_server()?;
-        let ledger = keeper.ledger.identity().map_err(|e| format!("POSTGRES_DSN: {e}"))?;
-        keeper.store = keeper.store.of_ledger(ledger);
-        keeper.epoch = keeper.ledger.epoch().map_err(|e| format!("POSTGRES_DSN: {e}"))?;
-        let begun = Instant::now();
+    /// A keeper that has opened the running sale and those ahead. The error says what is in the way.
+    pub fn start(parts: Parts) -> Result<Keeper, KeeperError> {
+        let mut keeper = Keeper::connect(parts)?;
+        let begun = keeper.servers.now();
         loop {
             match keeper.round() {
                 Ok(()) if keeper.selling => return Ok(keeper),
                 Ok(()) => {}
-                // Of this no waiting comes to an end.
-                Err(problem) if keeper.refused.is_some() => return Err(format!("REDIS_ADDR: {problem}")),
+                Err(KeeperError::Foreign(why)) => {
+                    // Waiting does not help against this.
+                    return Err(KeeperError::Unusable { setting: "REDIS_ADDR", why });
+                }
                 Err(problem) => {
-                    let waited = begun.elapsed();
+                    let waited = keeper.servers.now().saturating_duration_since(begun);
                     if waited > START_WAIT || (waited > CUT_OFF_WAIT && keeper.is_cut_off()) {
                         return Err(problem);
                     }
                     keeper.report(Err(problem));
                 }
             }
-            std::thread::sleep(MIN_POLL_INTERVAL);
+            keeper.servers.time.sleep(MIN_POLL_INTERVAL);
         }
     }
 
-    fn is_cut_off(&mut self) -> bool {
-        self.store.now_ms().is_err() || self.ledger.epoch().is_err()
+    /// A keeper that has reached both servers and has opened nothing yet. [`Keeper::turn`] goes on.
+    pub fn connect(parts: Parts) -> Result<Keeper, KeeperError> {
+        let unusable = |why: KeeperError| KeeperError::Unusable { setting: "POSTGRES_DSN", why: why.to_string() };
+        let mut servers = Servers::new(parts.ledger, parts.store, parts.time);
+        servers.store.check_server()?;
+        servers.identify().map_err(unusable)?;
+        let mut membership = Membership::none();
+        membership.epoch = servers.ledger.epoch().map_err(|e| unusable(e.into()))?;
+        Ok(Keeper {
+            servers,
+            view: parts.view,
+            suspicions: parts.suspicions,
+            own: parts.own,
+            is_serving: false,
+            selling: false,
+            membership,
+            recovery: Recovery::default(),
+            sales: OpenSales::none(parts.settings),
+            late: LateRecords::none(parts.stale),
+            maintenance: Maintenance::default(),
+            refusals: Refusals::default(),
+            milestones: Milestones::default(),
+            followed: None,
+            problem: None,
+        })
     }
 
-    /// Watches over the sales until `stop` is closed or says so.
-    pub fn run(mut self, inventory: Arc<dyn Inventory>, workers: usize, stop: &Receiver<()>) {
-        self.inventory = Some((inventory, workers));
-        // An earlier life of this instance may have left records with Redis alone.
-        self.maintenance.quicken();
+    fn is_cut_off(&mut self) -> bool {
+        self.servers.now_ms().is_err() || self.servers.ledger.epoch().is_err()
+    }
+
+    /// Watches over the sales until `stop` is closed or says so. `own` is the work of this instance from now on.
+    pub fn run(mut self, own: Box<dyn OwnWork>, stop: &Receiver<()>) {
+        self.serve(own);
         loop {
-            let pause = if self.reconciliation.is_busy() { MIN_POLL_INTERVAL } else { POLL_INTERVAL };
+            let pause = self.pause();
             select! {
                 recv(stop) -> _ => return self.finish(),
                 recv(self.suspicions) -> suspicion => {
                     suspicion.into_iter().for_each(|s| self.note(s));
-                    std::thread::sleep(MIN_POLL_INTERVAL);
+                    self.servers.time.sleep(MIN_POLL_INTERVAL);
                 }
                 default(pause) => {}
             }
-            while let Ok(suspicion) = self.suspicions.try_recv() {
-                self.note(suspicion);
-            }
-            let result = self.round();
-            if result.is_err() {
-                self.suspect_refusal();
-            }
-            self.report(result);
+            self.turn();
         }
+    }
+
+    /// The instance serves shoppers from now on; `own` is its work.
+    pub fn serve(&mut self, own: Box<dyn OwnWork>) {
+        (self.own, self.is_serving) = (own, true);
+        // An earlier life of this instance may have left records with Redis alone.
+        self.maintenance.quicken(self.servers.now());
+    }
+
+    /// How long to wait before the next [`Keeper::turn`], unless a worker finds something odd.
+    pub fn pause(&self) -> Duration {
+        if self.maintenance.is_busy() { MIN_POLL_INTERVAL } else { POLL_INTERVAL }
+    }
+
+    /// Takes in what the workers found odd and makes one round. What fails is logged, and tried again in the next turn.
+    pub fn turn(&mut self) {
+        while let Ok(suspicion) = self.suspicions.try_recv() {
+            self.note(suspicion);
+        }
+        let result = self.round();
+        // The failure may be a refusal of Redis to write. A Redis that does not answer is not asked once more.
+        if result.is_err() && self.view.load().reachable {
+            self.refusals.probe_now();
+            self.refusals.look(&mut self.servers);
+        }
+        self.report(result);
     }
 
     /// The writer is about to end. What it passes on until then is placed.
     fn finish(&mut self) {
-        let until = Instant::now() + LAST_WAIT;
-        // The channel closes with the writer.
-        while let Ok(handoff) = self.stale.recv_deadline(until) {
-            self.take_in(&handoff.records);
-        }
-        while !self.late.is_empty() && Instant::now() < until {
+        let until = self.servers.now() + LAST_WAIT;
+        self.late.take_last(until);
+        while !self.late.is_empty() && self.servers.now() < until {
             let result = self.round();
             self.report(result);
-            std::thread::sleep(MIN_POLL_INTERVAL);
+            self.servers.time.sleep(MIN_POLL_INTERVAL);
         }
     }
 
-    pub(super) fn note(&mut self, suspicion: Suspicion) {
-        let doubt = match suspicion {
-            Suspicion::Refused(why) => return self.refusals.refused(&why),
-            // Redis' absence is no loss; what it is like when it is back is looked at each round.
+    fn note(&mut self, suspicion: Suspicion) {
+        let now = self.servers.now();
+        let why = match suspicion {
+            Suspicion::Refused(why) => return self.refusals.refused(now, &why),
+            // Redis' absence is no loss. Its state when it is back is looked at each round.
             Suspicion::Away(_) => return,
-            // What these calls decided has no other way into the ledger than reconciliation.
-            Suspicion::LostCalls => return self.maintenance.quicken(),
+            // What these calls decided comes into the ledger by reconciliation alone.
+            Suspicion::LostCalls => return self.maintenance.quicken(now),
             // New connections lead to another Redis than the keeper's: it has to look at that one.
-            Suspicion::Identity(_) => return self.store.reconnect(),
-            // Said of a sale that is not open any more, or of an epoch that has been left since.
-            Suspicion::State(sale, _) if !self.is_asked_for(sale) => return,
-            Suspicion::Epoch(theirs) if theirs <= self.epoch.number => return,
+            Suspicion::Identity(_) => return self.servers.store.reconnect(),
+            // Of a sale that is not open any more, or of an epoch that has been left since.
+            Suspicion::State(sale, _) if !self.sales.is_asked_for(sale, self.servers.clock().ms(now)) => return,
+            Suspicion::Epoch(theirs) if theirs <= self.membership.epoch.number => return,
             Suspicion::State(sale, what) => format!("the state of {} in Redis {what}", sale.named()),
             Suspicion::Epoch(theirs) => {
                 format!("Redis carries epoch {theirs}, which another instance has opened or is about to open")
             }
         };
-        self.doubt.get_or_insert(doubt);
+        self.recovery.suspect(why);
     }
 
-    /// Whether `sale` is open, or has ended so recently that its codes are still asked for.
-    fn is_asked_for(&self, sale: SaleId) -> bool {
-        let now_ms = self.store.clock().ms(Instant::now());
-        self.open.iter().any(|terms| terms.sale == sale && terms.ends_ms + ENDED_KEPT_MS > now_ms)
-    }
-
-    /// Says once what is wrong, and once that it is over.
-    fn report(&mut self, result: Result<(), String>) {
+    /// Logs once what is wrong, and once that it is over.
+    fn report(&mut self, result: Result<(), KeeperError>) {
         match result {
             Ok(()) => {
                 if let Some(problem) = self.problem.take() {
                     tracing::info!("the keeper's work succeeds again; it failed last because: {problem}");
                 }
             }
-            // What a refusal by Redis prevents is told by it.
+            // The refusal is logged, and what it prevents follows from it.
             Err(_) if self.refusals.is_on() => {}
             Err(problem) => {
                 if self.problem.is_none() {
@@ -237,139 +230,187 @@ impl Keeper {
         }
     }
 
-    /// Looks at Redis and at the ledger; settles what is in doubt; opens what is due. Selling goes on where the ledger
-    /// is away, and comes back as soon as there is no doubt.
-    fn round(&mut self) -> Result<(), String> {
+    /// One round, and what follows from its failure.
+    fn round(&mut self) -> Result<(), KeeperError> {
+        let result = self.do_round();
+        self.membership.note_outage(self.servers.now(), &result);
+        if let Err(KeeperError::SuspectedLoss(why)) = &result {
+            self.recovery.suspect(why.clone());
+        }
+        result
+    }
+
+    /// Looks at Redis and at the ledger; settles a suspected loss; opens what is due. Selling goes on where the ledger is away, and
+    /// begins again as soon as no loss is suspected.
+    fn do_round(&mut self) -> Result<(), KeeperError> {
         // First, and also where Redis is away: the others may be closing the epoch, and wait for us to leave it.
-        let looked = if is_due(self.looked, LOOK_EVERY) { self.look_at_ledger() } else { Ok(()) };
-        let identity = self.store.identity();
-        self.refused = None;
-        if let (Owner::Other(_), Err(whose)) = (self.store.owner(), &identity) {
-            self.refused = Some(whose.clone());
-            self.doubt.get_or_insert_with(|| whose.clone());
+        let now = self.servers.now();
+        let looked = if self.membership.begin_look(now) { self.look_at_ledger() } else { Ok(()) };
+        let redis = owner::look(&mut self.servers);
+        match &redis {
+            Err(KeeperError::Foreign(whose)) => self.recovery.suspect(whose.clone()),
+            Ok(redis) if self.membership.is_open() && redis.identity != self.membership.epoch.identity => {
+                self.recovery.suspect("Redis was started anew, or is another one".into());
+            }
+            _ => {}
         }
-        if identity.is_ok() {
-            self.look_at_writes();
+        if redis.is_ok() {
+            self.refusals.look(&mut self.servers);
         }
-        let reachable = identity.is_ok() && !self.refusals.is_on();
-        if self.view.load().reachable != reachable {
-            self.view.rcu(|view| View { reachable, ..View::clone(view) });
-        }
-        if identity.as_ref().is_ok_and(|identity| !self.epoch.identity.is_empty() && *identity != self.epoch.identity) {
-            self.doubt.get_or_insert("Redis was started anew, or is another one".into());
-        }
-        if let Some(doubt) = self.doubt.clone() {
-            self.stop_selling(&doubt);
-            if identity.is_err() {
-                // Nobody who cannot reach Redis settles anything; but the others need not wait for him.
-                self.drain_and_leave()?;
+        self.show_reachable(redis.is_ok());
+        let is_suspected = self.recovery.suspected().is_some();
+        if is_suspected {
+            self.stop_selling();
+            if redis.is_ok() {
+                self.settle()?;
             } else {
-                self.settle(&doubt)?;
+                // An instance that cannot reach Redis settles nothing; but the others need not wait for it.
+                self.membership.drain_and_leave(&mut self.servers, &*self.own)?;
             }
         }
-        identity?;
-        self.look_at_clock()?;
-        if !self.open.is_empty() {
+        // A recovery has claimed the database.
+        let found = redis?.owner;
+        let owner = if is_suspected { Owner::Ours } else { found };
+        if self.servers.look_at_clock()? && self.selling {
+            // Shown to the workers at once, and not with the next opening: their calls are bounded by it.
+            self.publish(true)?;
+        }
+        if !self.sales.open().is_empty() {
             self.resume_selling()?;
         }
         self.follow_sales()?;
         looked?;
-        if is_due(self.opened, OPEN_EVERY) && self.open_due_sales()? {
-            self.opened = Some(Instant::now());
-            self.resume_selling()?;
+        if self.sales.is_due(self.servers.now()) {
+            let done = self.sales.open_due(&mut self.servers, &mut self.membership, &owner)?;
+            self.publish(self.selling)?;
+            if done {
+                self.resume_selling()?;
+            }
         }
         self.maintain()
     }
 
-    /// Says what is new of the sales that are on.
-    fn follow_sales(&mut self) -> Result<(), String> {
-        if is_due(self.followed, milestones::LOOK_EVERY) {
-            self.followed = Some(Instant::now());
-            let now_ms = self.store.now_ms()?;
-            let Keeper { milestones, store, open, .. } = self;
-            // What cannot be read now is read the next time.
-            milestones.follow(now_ms, open, &mut |terms| store.progress(terms).ok().flatten());
-        }
-        Ok(())
-    }
-
-    /// Looks whether Redis' clock has jumped. Where it has, the ledger's clock is asked: Redis' may have been corrected.
-    fn look_at_clock(&mut self) -> Result<(), String> {
-        let ledger = &mut self.ledger;
-        let confirm = |ms: u64| ledger.clock_ms().is_ok_and(|other_ms| other_ms.abs_diff(ms) <= CLOCK_TOLERANCE_MS);
-        let (before, at) = (self.store.clock().ms(Instant::now()), Instant::now());
-        self.store.look_at_clock(confirm)?;
-        // Shown to the workers at once, and not with the next opening: their calls are bounded by it.
-        let stepped = before.abs_diff(self.store.clock().ms(at)) > CLOCK_TOLERANCE_MS;
-        if stepped && self.selling { self.publish(true) } else { Ok(()) }
-    }
-
-    /// Tries to settle the doubt, unless that has failed a moment ago.
-    fn settle(&mut self, doubt: &str) -> Result<(), String> {
-        if self.retry.is_some_and(|(failed, wait)| failed.elapsed() < wait) {
-            return Err(format!("the doubt is not settled yet: {doubt}"));
-        }
-        let done = self.recover();
-        let wait = self.retry.map_or(MIN_RETRY, |(_, wait)| (wait * 2).min(MAX_RETRY));
-        self.retry = done.is_err().then(|| (Instant::now(), wait));
-        done
-    }
-
-    fn resume_selling(&mut self) -> Result<(), String> {
-        // Before the first opening, or while somebody closes the epoch, there is nothing to sell under.
-        let may_sell = self.doubt.is_none() && !self.epoch.identity.is_empty();
-        if may_sell && !self.selling { self.publish(true) } else { Ok(()) }
-    }
-
-    fn look_at_ledger(&mut self) -> Result<(), String> {
-        // Asked before it answers: a ledger that hangs is not asked in every round.
-        self.looked = Some(Instant::now());
-        let looked = self.look();
-        self.recorder.counters().away.store(looked.is_err(), Ordering::Relaxed);
+    fn look_at_ledger(&mut self) -> Result<(), KeeperError> {
+        let looked = self.try_look_at_ledger();
+        self.own.counters().away.store(looked.is_err(), Ordering::Relaxed);
+        self.membership.note_outage(self.servers.now(), &looked);
         if looked.is_err() {
             // Its records may have found no room meanwhile.
             self.maintenance.hurry();
-            self.ledger_away = self.looked;
         }
         looked
     }
 
-    fn look(&mut self) -> Result<(), String> {
-        let current = self.ledger.epoch().map_err(|e| e.to_string())?;
-        if self.epoch.identity.is_empty() && current.number == self.epoch.number {
-            // This instance came before the first opening, which is another one's.
-            self.epoch.identity = current.identity;
-        } else if current.number != self.epoch.number {
-            self.doubt.get_or_insert(format!("another instance has raised the epoch to {}", current.number));
-        } else if current.identity != self.epoch.identity {
-            self.doubt.get_or_insert(format!("another instance is closing epoch {}", current.number));
+    fn try_look_at_ledger(&mut self) -> Result<(), KeeperError> {
+        if let Some(why) = self.membership.check_epoch(&mut self.servers)? {
+            self.recovery.suspect(why);
         }
-        if self.doubt.is_none() && !self.epoch.identity.is_empty() && !self.ledger.is_member() {
-            // The session is gone, with Postgres or without. Redis fences us meanwhile: whoever closes the epoch closes
-            // the states there first. Never of an epoch that nobody sells under: its members are waited for.
-            if self.selling {
-                self.ledger_away = self.looked;
-            }
-            self.ledger.join(self.epoch.number).map_err(|e| e.to_string())?;
+        if self.recovery.suspected().is_none() {
+            self.membership.renew(&mut self.servers, self.selling)?;
         }
-        let members = self.ledger.members(self.epoch.number).map_err(|e| e.to_string())?;
-        self.maintenance.see_members(self.epoch.number, members);
+        let epoch = self.membership.epoch.number;
+        let members = self.servers.ledger.members(epoch)?;
+        self.maintenance.see_members(self.servers.now(), epoch, members);
         Ok(())
     }
 
-    fn stop_selling(&mut self, doubt: &str) {
+    fn show_reachable(&self, answers: bool) {
+        let reachable = answers && !self.refusals.is_on();
+        if self.view.load().reachable != reachable {
+            self.view.rcu(|view| View { reachable, ..View::clone(view) });
+        }
+    }
+
+    fn stop_selling(&mut self) {
         if self.selling {
             tracing::error!(
-                "selling stops on this instance until this is settled (epoch {}): {doubt}",
-                self.epoch.number
+                "selling stops on this instance until this is settled (epoch {}): {}",
+                self.membership.epoch.number,
+                self.recovery.suspected().unwrap_or_default()
             );
         }
         self.selling = false;
         self.view.rcu(|view| View { selling: false, ..View::clone(view) });
     }
-}
 
-/// Whether what was done `last` is to be done again.
-pub(super) fn is_due(last: Option<Instant>, every: Duration) -> bool {
-    last.is_none_or(|last| last.elapsed() >= every)
+    /// Tries to settle the suspected loss, unless that has failed a moment ago.
+    fn settle(&mut self) -> Result<(), KeeperError> {
+        let begun = self.servers.now();
+        self.recovery.check_due(begun)?;
+        self.maintenance.drop_reconciliation(&mut self.servers);
+        let attempt = Attempt {
+            membership: &mut self.membership,
+            sales: &mut self.sales,
+            late: &mut self.late,
+            own: &*self.own,
+            suspicions: &self.suspicions,
+        };
+        let done = attempt.run(&mut self.servers);
+        let now = self.servers.now();
+        self.recovery.attempted(now, done.is_ok());
+        done?;
+        // What the workers found odd until now is settled with it. What still is odd, they find again.
+        while self.suspicions.try_recv().is_ok() {}
+        let took = now.saturating_duration_since(begun);
+        let (sales, epoch) = (self.sales.open().len(), self.membership.epoch.number);
+        tracing::info!("recovered: epoch {epoch}, {sales} sales, {took:.1?}; this instance sells again");
+        Ok(())
+    }
+
+    fn resume_selling(&mut self) -> Result<(), KeeperError> {
+        // Before the first opening, or while an instance closes the epoch, there is no epoch to sell under.
+        let may_sell = self.recovery.suspected().is_none() && self.membership.is_open();
+        if may_sell && !self.selling { self.publish(true) } else { Ok(()) }
+    }
+
+    /// Shows the workers what is open.
+    fn publish(&mut self, selling: bool) -> Result<(), KeeperError> {
+        let now_ms = self.servers.now_ms()?;
+        self.sales.drop_ended(now_ms);
+        assert!(
+            !selling || (self.membership.is_open() && self.recovery.suspected().is_none()),
+            "nothing is sold without an epoch, or while a loss is suspected"
+        );
+        let confirmed = |sale| (sale, self.maintenance.confirmed_ms(sale));
+        self.view.store(Arc::new(View {
+            epoch: self.membership.epoch.number,
+            selling,
+            reachable: !self.refusals.is_on(),
+            sales: self.sales.open().to_vec(),
+            confirmed: self.sales.open().iter().map(|terms| confirmed(terms.sale)).collect(),
+            identity: self.membership.epoch.identity.clone(),
+            clock: self.servers.clock(),
+        }));
+        self.selling = selling;
+        Ok(())
+    }
+
+    /// Logs what is new of the sales that are on.
+    fn follow_sales(&mut self) -> Result<(), KeeperError> {
+        let now = self.servers.now();
+        if is_due(self.followed, now, milestones::LOOK_EVERY) {
+            self.followed = Some(now);
+            let now_ms = self.servers.now_ms()?;
+            let Keeper { milestones, servers, sales, .. } = self;
+            // What cannot be read now is read the next time.
+            milestones.follow(now_ms, sales.open(), &mut |terms| servers.store.progress(terms).ok().flatten());
+        }
+        Ok(())
+    }
+
+    /// Places late records, and does what is due of the regular work.
+    fn maintain(&mut self) -> Result<(), KeeperError> {
+        let present = Present {
+            open: self.sales.open(),
+            epoch: self.membership.epoch.number,
+            counters: self.own.counters(),
+            suspicions: &self.suspicions,
+        };
+        self.late.place_stale(&mut self.servers, &present)?;
+        if !self.is_serving {
+            // Shoppers wait for the start, and nothing can be missing that is not missing a moment later.
+            return Ok(());
+        }
+        self.maintenance.run(&mut self.servers, &present)
+    }
 }

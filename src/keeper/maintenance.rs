@@ -1,13 +1,18 @@
-//! Regular work: when what Redis and the ledger have is compared, and when it is looked for what has ended.
+//! Regular work: when the counts of Redis and of the ledger are compared, and when sales that have ended are looked for.
 //!
-//! Invariant: what Redis had of a sale at one comparison, the ledger has by the next one, or it is reconciled. Leaves to
-//! [`super::reconcile`] how missing rows are written, and settling what does not agree to a rebuilding.
+//! Owns the times of the last comparisons, what they found, and the reconciliation that follows from them. Invariant: what Redis had
+//! of a sale at one comparison, the ledger has by the next one, or the sale is reconciled. Leaves to [`super::reconcile`] how missing
+//! rows are written, and to a recovery what does not agree.
 
-use super::distributed::{Keeper, is_due};
-use super::reconcile::Task;
+use super::error::KeeperError;
+use super::present::Present;
+use super::reconcile::{Reconciliation, Task};
+use super::servers::Servers;
 use super::store::Counts;
+use super::time::is_due;
 use crate::domain::SaleId;
 use crate::inventory::ENDED_KEPT_MS;
+use crate::record::Counters;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -36,7 +41,7 @@ const _: () = assert!(QUICK_FOR.as_millis() > 3 * COMPARE_QUICKLY.as_millis());
 // No instance asks for a sale any more whose keys are gone: that would look like a loss.
 const _: () = assert!(CLEAR_AFTER_MS >= ENDED_KEPT_MS + 10_000);
 
-/// When what was done last.
+/// The regular work of one instance.
 #[derive(Default)]
 pub(super) struct Maintenance {
     compared: Option<Instant>,
@@ -52,6 +57,7 @@ pub(super) struct Maintenance {
     quick_until: Option<Instant>,
     /// The sessions of the members of an epoch, when they were looked at last.
     members: (u64, Vec<i32>),
+    reconciliation: Reconciliation,
 }
 
 impl Maintenance {
@@ -61,78 +67,89 @@ impl Maintenance {
     }
 
     /// Some records may be with Redis alone: comparisons follow each other quickly for a while.
-    pub(super) fn quicken(&mut self) {
-        self.quick_until = Some(Instant::now() + QUICK_FOR);
+    pub(super) fn quicken(&mut self, now: Instant) {
+        self.quick_until = Some(now + QUICK_FOR);
     }
 
     /// Takes note of the sessions that are members of `epoch`. One that is gone may be a dead instance's.
-    pub(super) fn see_members(&mut self, epoch: u64, sessions: Vec<i32>) {
+    pub(super) fn see_members(&mut self, now: Instant, epoch: u64, sessions: Vec<i32>) {
         let (before, known) = &self.members;
         if *before == epoch && known.iter().any(|session| !sessions.contains(session)) {
             tracing::info!("an instance has left epoch {epoch}: what it may have left unwritten is looked for");
-            self.quicken();
+            self.quicken(now);
         }
         self.members = (epoch, sessions);
-    }
-
-    /// Forgets a sale that is cleared away.
-    pub(super) fn forget(&mut self, sale: SaleId) {
-        self.seen.remove(&sale);
-    }
-
-    fn every(&self) -> Duration {
-        let is_quick = self.quick_until.is_some_and(|until| Instant::now() < until);
-        if is_quick { COMPARE_QUICKLY } else { COMPARE_EVERY }
     }
 
     /// What happened in the sale before this moment (unix milliseconds) was found in the ledger.
     pub(super) fn confirmed_ms(&self, sale: SaleId) -> u64 {
         self.confirmed.get(&sale).copied().unwrap_or(0)
     }
-}
 
-impl Keeper {
-    /// What is due of the regular work.
-    pub(super) fn maintain(&mut self) -> Result<(), String> {
-        self.place_stale()?;
-        if self.inventory.is_none() {
-            // Starting: shoppers wait for it, and nothing can be missing that is not missing a moment later.
-            return Ok(());
+    /// Whether a reconciliation is under way or waits.
+    pub(super) fn is_busy(&self) -> bool {
+        self.reconciliation.is_busy()
+    }
+
+    /// Gives up the reconciliation that is under way: the next comparison begins it anew. What was written stays.
+    pub(super) fn drop_reconciliation(&mut self, servers: &mut Servers) {
+        self.reconciliation.give_up(servers);
+    }
+
+    /// Does what is due.
+    pub(super) fn run(&mut self, servers: &mut Servers, present: &Present<'_>) -> Result<(), KeeperError> {
+        self.look_at_overflow(present.counters);
+        if self.reconciliation.is_busy() {
+            return self.reconcile(servers, present);
         }
-        let overflowed = self.recorder.counters().overflowed.load(Ordering::Relaxed);
-        let before = std::mem::replace(&mut self.maintenance.overflowed, overflowed);
+        let now = servers.now();
+        let hurried = self.hurried && is_due(self.compared, now, HURRY);
+        let is_quick = self.quick_until.is_some_and(|until| now < until);
+        let every = if is_quick { COMPARE_QUICKLY } else { COMPARE_EVERY };
+        if hurried || is_due(self.compared, now, every) {
+            self.compared = Some(now);
+            self.compare_open(servers, present, hurried)?;
+            if hurried {
+                self.hurried = false;
+            }
+        }
+        if hurried || is_due(self.swept, now, SWEEP_EVERY) {
+            self.swept = Some(now);
+            self.sweep(servers, present)?;
+        }
+        self.reconcile(servers, present)
+    }
+
+    fn reconcile(&mut self, servers: &mut Servers, present: &Present<'_>) -> Result<(), KeeperError> {
+        for sale in self.reconciliation.run(servers, present)? {
+            self.seen.remove(&sale);
+        }
+        Ok(())
+    }
+
+    fn look_at_overflow(&mut self, counters: &Counters) {
+        let overflowed = counters.overflowed.load(Ordering::Relaxed);
+        let before = std::mem::replace(&mut self.overflowed, overflowed);
         if before != overflowed {
             let records = overflowed - before;
             tracing::warn!(
                 "the ledger cannot keep up: {records} records found no room on their way to it and are left to reconciliation"
             );
-            self.maintenance.hurry();
+            self.hurry();
         }
-        if self.reconciliation.is_busy() {
-            return self.reconcile();
-        }
-        let hurried = self.maintenance.hurried && is_due(self.maintenance.compared, HURRY);
-        if hurried || is_due(self.maintenance.compared, self.maintenance.every()) {
-            self.maintenance.compared = Some(Instant::now());
-            self.compare_open_sales(hurried)?;
-            if hurried {
-                self.maintenance.hurried = false;
-            }
-        }
-        if hurried || is_due(self.maintenance.swept, SWEEP_EVERY) {
-            self.maintenance.swept = Some(Instant::now());
-            self.sweep()?;
-        }
-        self.reconcile()
     }
 
-    fn compare_open_sales(&mut self, thorough: bool) -> Result<(), String> {
-        let now_ms = self.store.now_ms()?;
-        let overflowed_then = std::mem::replace(&mut self.maintenance.overflowed_then, self.maintenance.overflowed);
+    fn compare_open(
+        &mut self,
+        servers: &mut Servers,
+        present: &Present<'_>,
+        thorough: bool,
+    ) -> Result<(), KeeperError> {
+        let now_ms = servers.now_ms()?;
+        let overflowed_then = std::mem::replace(&mut self.overflowed_then, self.overflowed);
         let mut lacking = false;
-        let started: Vec<SaleId> = self.open.iter().filter(|t| t.starts_ms <= now_ms).map(|t| t.sale).collect();
-        for sale in started {
-            if let Some(upto_ms) = self.is_lacking(sale, thorough)? {
+        for sale in present.open.iter().filter(|t| t.starts_ms <= now_ms).map(|t| t.sale) {
+            if let Some(upto_ms) = self.is_lacking(servers, sale, thorough)? {
                 lacking = true;
                 let settled_ms = if thorough { now_ms.saturating_sub(SETTLED_MS) } else { upto_ms };
                 self.reconciliation.add(Task { sale, settled_ms, over: false });
@@ -140,49 +157,49 @@ impl Keeper {
         }
         if !lacking && !thorough {
             // The ledger has all that Redis had at the last comparison.
-            self.recorder.counters().reconciled.store(overflowed_then, Ordering::Relaxed);
+            present.counters.reconciled.store(overflowed_then, Ordering::Relaxed);
         }
         Ok(())
     }
 
     /// Whether the ledger lacks what Redis had of `sale` at the last comparison or, when `thorough`, has now: then the
     /// time of Redis' last decision that was counted.
-    fn is_lacking(&mut self, sale: SaleId, thorough: bool) -> Result<Option<u64>, String> {
-        let Some(in_redis) = self.store.counts(sale)? else { return Ok(None) };
-        let now = Instant::now();
-        let known = match self.maintenance.seen.get(&sale) {
+    fn is_lacking(&mut self, servers: &mut Servers, sale: SaleId, thorough: bool) -> Result<Option<u64>, KeeperError> {
+        let Some(in_redis) = servers.store.counts(sale)? else { return Ok(None) };
+        let now = servers.now();
+        let known = match self.seen.get(&sale) {
             // Seen a moment ago, before comparisons became quick: its records may still be on their way.
             Some((at, _)) if !thorough && now.duration_since(*at) < COMPARE_QUICKLY => return Ok(None),
             Some((_, known)) if !thorough => *known,
             _ => in_redis,
         };
-        let is_first = self.maintenance.seen.insert(sale, (now, in_redis)).is_none();
+        let is_first = self.seen.insert(sale, (now, in_redis)).is_none();
         if is_first && !thorough {
             return Ok(None);
         }
         // Up to the same moment: what was written since must not hide what is missing of it.
-        let (taken, purchased) = self.ledger.counts(sale, known.upto_ms).map_err(|e| e.to_string())?;
+        let (taken, purchased) = servers.ledger.counts(sale, known.upto_ms)?;
         if known.taken > taken || known.purchased > purchased {
             return Ok(Some(known.upto_ms));
         }
-        self.maintenance.confirmed.insert(sale, known.upto_ms);
+        self.confirmed.insert(sale, known.upto_ms);
         Ok(None)
     }
 
     /// Compares the sales that have ended, and clears away those that ended some time ago.
-    fn sweep(&mut self) -> Result<(), String> {
-        let now_ms = self.store.now_ms()?;
-        let mut ended = self.store.sales()?;
+    fn sweep(&mut self, servers: &mut Servers, present: &Present<'_>) -> Result<(), KeeperError> {
+        let now_ms = servers.now_ms()?;
+        let mut ended = servers.own_states()?;
         ended.retain(|(_, ends_ms)| *ends_ms <= now_ms);
-        self.maintenance.seen.retain(|sale, _| {
-            ended.iter().any(|(other, _)| other == sale) || self.open.iter().any(|terms| terms.sale == *sale)
+        self.seen.retain(|sale, _| {
+            ended.iter().any(|(other, _)| other == sale) || present.open.iter().any(|terms| terms.sale == *sale)
         });
-        let seen = &self.maintenance.seen;
-        self.maintenance.confirmed.retain(|sale, _| seen.contains_key(sale));
+        let seen = &self.seen;
+        self.confirmed.retain(|sale, _| seen.contains_key(sale));
         let Some(first) = ended.iter().map(|(_, ends_ms)| *ends_ms).min() else { return Ok(()) };
-        let rows = self.ledger.sales(first.saturating_sub(1)).map_err(|e| e.to_string())?;
+        let rows = servers.ledger.sales(first.saturating_sub(1))?;
         for (sale, ends_ms) in ended {
-            // Another deployment's sales are not ours to judge.
+            // Nothing is known of a sale that this ledger has not opened.
             if !rows.iter().any(|row| row.terms.sale == sale && row.opened) {
                 continue;
             }
@@ -191,7 +208,7 @@ impl Keeper {
             let is_settled = ends_ms + SETTLED_MS < now_ms;
             if over {
                 self.reconciliation.add(Task { sale, settled_ms: u64::MAX, over });
-            } else if let Some(settled_ms) = self.is_lacking(sale, is_settled)? {
+            } else if let Some(settled_ms) = self.is_lacking(servers, sale, is_settled)? {
                 self.reconciliation.add(Task { sale, settled_ms, over });
             }
         }

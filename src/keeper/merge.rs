@@ -21,6 +21,23 @@ pub struct RebuiltSale {
     pub clock_ms: u64,
 }
 
+impl RebuiltSale {
+    /// Ends the process if the counts are not those of the holds, or hold more items than `terms` allow: an instance would sell by
+    /// them. Purchases above the stock are possible, where the ledger tells of them, and then nothing is held.
+    pub fn assert_sums(&self, terms: &Terms) {
+        let count = |state| self.holds.values().filter(|(_, found)| *found == state).count() as u64;
+        let sums = (count(HoldState::Held), count(HoldState::Purchased));
+        assert_eq!(sums, (self.held, self.purchased), "{terms}: a rebuilt sale counts the holds that it has");
+        assert!(
+            self.held == 0 || self.held + self.purchased <= terms.items,
+            "{terms}: a rebuilt sale holds {} items and has sold {}, of {}",
+            self.held,
+            self.purchased,
+            terms.items
+        );
+    }
+}
+
 /// The facts of a hold that Redis has, without those that the ledger has.
 pub fn lacking(number: u64, known: &HoldFacts, has_checkout: bool, has_purchase: bool) -> impl Iterator<Item = Record> {
     let HoldFacts { user, item, taken_ms, expires_ms, purchased_ms } = *known;

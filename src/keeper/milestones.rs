@@ -3,11 +3,8 @@
 //! Owns which sales this instance follows. Invariant: each line is said once a sale, by each instance that saw the sale
 //! while it was on; several instances that sell one stock say the same of it. Leaves the counting to the inventory.
 
-use super::store::Store;
 use crate::domain::{Terms, Utc};
 use crate::inventory::Progress;
-use crate::inventory::redis::scripts::layout::{entry_number, field, hold_field, queue_key, read_record, state_key};
-use redis::cmd;
 use std::time::Duration;
 
 /// How often the sales are looked at.
@@ -66,29 +63,6 @@ impl Course {
             let (expired, free) = (taken.saturating_sub(purchased), terms.items.saturating_sub(purchased));
             tracing::info!("{terms} has ended: sold {purchased}, expired {expired}, free {free}");
         }
-    }
-}
-
-impl Store {
-    /// How far a sale has come; `None` if it has no state.
-    pub fn progress(&mut self, terms: &Terms) -> Result<Option<Progress>, String> {
-        let (state, queue) = (state_key(terms.sale), queue_key(terms.sale));
-        let fields = &[field::FREE, field::CLOCK, field::TAKEN, field::PURCHASED][..];
-        type Found = (Option<u64>, Option<u64>, Option<u64>, Option<u64>);
-        let found: Found = self.ask(cmd("HMGET").arg(&state).arg(fields))?;
-        let (Some(free), Some(clock_ms), Some(taken), Some(purchased)) = found else { return Ok(None) };
-        let mut progress = Progress { sold_out_ms: None, taken, purchased };
-        if free == 0 {
-            // The hold at the queue's end was taken last.
-            let newest: Option<Vec<u8>> = self.ask(cmd("LINDEX").arg(queue).arg(-1))?;
-            let hold: Option<Vec<u8>> = match newest.as_deref().and_then(entry_number) {
-                Some(number) => self.ask(cmd("HGET").arg(&state).arg(hold_field(number)))?,
-                None => None,
-            };
-            let taken_ms = hold.and_then(|hold| read_record(&hold)).map(|known| known.taken_ms);
-            progress.sold_out_ms = Some(taken_ms.unwrap_or(clock_ms));
-        }
-        Ok(Some(progress))
     }
 }
 

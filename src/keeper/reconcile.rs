@@ -5,12 +5,15 @@
 //! they hold. It goes in steps of a fraction of a second, and holds no lock that opening or rebuilding a sale waits for:
 //! its writes are fenced by the epoch, as the writer's are. Leaves to [`super::maintenance`] when a sale is to be compared.
 
-use super::distributed::Keeper;
+use super::error::KeeperError;
 use super::merge::{HoldFacts, lacking};
+use super::present::Present;
+use super::servers::Servers;
 use super::store::Condition;
-use crate::domain::{HoldNumber, Record, Records, SaleId};
+use crate::domain::{HoldNumber, Record, Records, SaleId, Terms};
+use crate::ledger::HoldRow;
 use std::collections::{HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long the keeper reconciles before it looks at the servers again.
 const TURN: Duration = Duration::from_millis(100);
@@ -67,114 +70,68 @@ impl Reconciliation {
     pub(super) fn add(&mut self, task: Task) {
         self.tasks.push_back(task);
     }
-}
 
-impl Keeper {
-    /// Reconciles for a while. One instance at a time does it; the others come back with their next comparison.
-    pub(super) fn reconcile(&mut self) -> Result<(), String> {
-        let begun = Instant::now();
+    /// Gives up what is under way. What was written stays.
+    pub(super) fn give_up(&mut self, servers: &mut Servers) {
+        *self = Reconciliation::default();
+        servers.ledger.unlock_reconciling();
+    }
+
+    /// Reconciles for a while. One instance at a time does it; the others come back with their next comparison. Returns the sales
+    /// that were cleared away from Redis.
+    pub(super) fn run(&mut self, servers: &mut Servers, present: &Present<'_>) -> Result<Vec<SaleId>, KeeperError> {
+        let (begun, mut cleared) = (servers.now(), Vec::new());
         // What a worker found odd comes first: nothing may be sold meanwhile.
-        while self.reconciliation.is_busy() && begun.elapsed() < TURN && self.suspicions.is_empty() {
-            let taken = self.ledger.lock_reconciling().map_err(|e| e.to_string());
-            match taken.and_then(|taken| if taken { self.reconcile_step() } else { Ok(false) }) {
+        while self.is_busy() && servers.now().saturating_duration_since(begun) < TURN && present.suspicions.is_empty() {
+            let taken = servers.ledger.lock_reconciling().map_err(KeeperError::from);
+            match taken.and_then(|taken| if taken { self.step(servers, present, &mut cleared) } else { Ok(false) }) {
                 Ok(true) => {}
-                Ok(false) => self.drop_reconciliation(),
+                Ok(false) => self.give_up(servers),
                 Err(why) => {
-                    self.drop_reconciliation();
+                    self.give_up(servers);
                     return Err(why);
                 }
             }
         }
-        if !self.reconciliation.is_busy() {
-            self.ledger.unlock_reconciling();
+        if !self.is_busy() {
+            servers.ledger.unlock_reconciling();
         }
-        Ok(())
-    }
-
-    /// Gives up what is under way: the next comparison begins it anew. What was written stays.
-    pub(super) fn drop_reconciliation(&mut self) {
-        self.reconciliation = Reconciliation::default();
-        self.ledger.unlock_reconciling();
+        Ok(cleared)
     }
 
     /// One step. `Ok(false)` if what was read is of no more use.
-    fn reconcile_step(&mut self) -> Result<bool, String> {
-        let current = self.reconciliation.current.take();
-        let next = || self.reconciliation.tasks.pop_front().map(|task| Progress::new(task, self.epoch.number));
+    fn step(
+        &mut self,
+        servers: &mut Servers,
+        present: &Present<'_>,
+        cleared: &mut Vec<SaleId>,
+    ) -> Result<bool, KeeperError> {
+        let current = self.current.take();
+        let next = || self.tasks.pop_front().map(|task| Progress::new(task, present.epoch));
         let Some(mut progress) = current.or_else(next) else { return Ok(true) };
-        if progress.epoch != self.epoch.number {
+        if progress.epoch != present.epoch {
             return Ok(false);
         }
-        let sale = progress.task.sale;
         match progress.stage {
-            Stage::Ledger(after) => {
-                let in_ledger = &mut progress.in_ledger;
-                let each = &mut |row: crate::ledger::HoldRow| {
-                    in_ledger.insert(row.number.0, (row.has_checkout, row.purchased_ms.is_some()));
-                };
-                let last = self.ledger.page_of_holds(sale, after, each).map_err(|e| e.to_string())?;
-                progress.stage = last.map_or(Stage::Redis(0), |last| Stage::Ledger(Some(last)));
-            }
+            Stage::Ledger(after) => progress.read_ledger(servers, after)?,
             Stage::Redis(cursor) => {
-                let Progress { in_ledger, missing, task, .. } = &mut progress;
-                let each = &mut |number, known: HoldFacts| {
-                    let (has_checkout, has_purchase) = in_ledger.get(&number).copied().unwrap_or_default();
-                    let records = lacking(number, &known, has_checkout, has_purchase);
-                    missing.extend(records.filter(|record| record.at_ms <= task.settled_ms));
-                };
-                let (next, whole) = self.store.some_holds(sale, cursor, each)?;
-                progress.whole &= whole;
-                progress.stage = if next == 0 { Stage::Rest } else { Stage::Redis(next) };
-                if progress.missing.len() >= BATCH && !self.write_missing(&mut progress)? {
+                progress.read_redis(servers, cursor)?;
+                if progress.missing.len() >= BATCH && !progress.write_missing(servers, present.open)? {
                     return Ok(false);
                 }
             }
+            Stage::Rest if progress.missing.is_empty() => {
+                cleared.extend(progress.end(servers)?);
+                return Ok(true);
+            }
             Stage::Rest => {
-                if !progress.missing.is_empty() {
-                    if !self.write_missing(&mut progress)? {
-                        return Ok(false);
-                    }
-                } else {
-                    self.end_reconciliation(&progress)?;
-                    return Ok(true);
+                if !progress.write_missing(servers, present.open)? {
+                    return Ok(false);
                 }
             }
         }
-        self.reconciliation.current = Some(progress);
+        self.current = Some(progress);
         Ok(true)
-    }
-
-    /// Writes one batch of what is missing. `Ok(false)` if it was read of a state that is not in force.
-    fn write_missing(&mut self, progress: &mut Progress) -> Result<bool, String> {
-        let sale = progress.task.sale;
-        // An open sale's facts are those of its present epoch. A sale that has ended keeps its last state.
-        let is_open = self.open.iter().any(|terms| terms.sale == sale);
-        match self.store.condition(sale, progress.epoch)? {
-            Condition::Foreign | Condition::Missing => return Ok(false),
-            Condition::Epoch(_) if is_open => return Ok(false),
-            _ => {}
-        }
-        let mut records = Records::new(sale, progress.epoch);
-        let rest = progress.missing.len().saturating_sub(BATCH);
-        progress.missing.drain(rest..).for_each(|record| records.push(&record));
-        progress.added += self.ledger.add_missing(&records).map_err(|e| e.to_string())?;
-        Ok(true)
-    }
-
-    fn end_reconciliation(&mut self, progress: &Progress) -> Result<(), String> {
-        let Progress { task: Task { sale, over, .. }, added, whole, .. } = *progress;
-        if added > 0 {
-            tracing::warn!(
-                "{}: {added} records that only Redis had were written to the ledger by reconciliation",
-                sale.named()
-            );
-        }
-        if over && whole {
-            self.store.unlink(sale)?;
-            self.maintenance.forget(sale);
-            tracing::info!("{} is cleared away from Redis: the ledger has all of it", sale.named());
-        }
-        Ok(())
     }
 }
 
@@ -182,5 +139,62 @@ impl Progress {
     fn new(task: Task, epoch: u64) -> Progress {
         let (in_ledger, missing) = (HashMap::new(), Vec::new());
         Progress { task, epoch, in_ledger, missing, whole: true, added: 0, stage: Stage::Ledger(None) }
+    }
+
+    fn read_ledger(&mut self, servers: &mut Servers, after: Option<HoldNumber>) -> Result<(), KeeperError> {
+        let in_ledger = &mut self.in_ledger;
+        let each = &mut |row: HoldRow| {
+            in_ledger.insert(row.number.0, (row.has_checkout, row.purchased_ms.is_some()));
+        };
+        let last = servers.ledger.page_of_holds(self.task.sale, after, each)?;
+        self.stage = last.map_or(Stage::Redis(0), |last| Stage::Ledger(Some(last)));
+        Ok(())
+    }
+
+    fn read_redis(&mut self, servers: &mut Servers, cursor: u64) -> Result<(), KeeperError> {
+        let Progress { in_ledger, missing, task, .. } = self;
+        let each = &mut |number, known: HoldFacts| {
+            let (has_checkout, has_purchase) = in_ledger.get(&number).copied().unwrap_or_default();
+            let records = lacking(number, &known, has_checkout, has_purchase);
+            missing.extend(records.filter(|record| record.at_ms <= task.settled_ms));
+        };
+        let (next, whole) = servers.store.some_holds(task.sale, cursor, each)?;
+        self.whole &= whole;
+        self.stage = if next == 0 { Stage::Rest } else { Stage::Redis(next) };
+        Ok(())
+    }
+
+    /// Writes one batch of what is missing. `Ok(false)` if it was read of a state that is not in force.
+    fn write_missing(&mut self, servers: &mut Servers, open: &[Terms]) -> Result<bool, KeeperError> {
+        let sale = self.task.sale;
+        // An open sale's facts are those of its present epoch. A sale that has ended keeps its last state.
+        let is_open = open.iter().any(|terms| terms.sale == sale);
+        match servers.store.condition(sale, self.epoch)? {
+            Condition::Foreign | Condition::Missing => return Ok(false),
+            Condition::Epoch(_) if is_open => return Ok(false),
+            _ => {}
+        }
+        let mut records = Records::new(sale, self.epoch);
+        let rest = self.missing.len().saturating_sub(BATCH);
+        self.missing.drain(rest..).for_each(|record| records.push(&record));
+        self.added += servers.ledger.add_missing(&records)?;
+        Ok(true)
+    }
+
+    /// The ledger has all. Returns the sale if it was cleared away from Redis.
+    fn end(&self, servers: &mut Servers) -> Result<Option<SaleId>, KeeperError> {
+        let Progress { task: Task { sale, over, .. }, added, whole, .. } = *self;
+        if added > 0 {
+            tracing::warn!(
+                "{}: {added} records that only Redis had were written to the ledger by reconciliation",
+                sale.named()
+            );
+        }
+        if !over || !whole {
+            return Ok(None);
+        }
+        servers.store.unlink(sale)?;
+        tracing::info!("{} is cleared away from Redis: the ledger has all of it", sale.named());
+        Ok(Some(sale))
     }
 }

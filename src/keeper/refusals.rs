@@ -6,9 +6,8 @@
 //! others whether Redis can be reached, and what it has lost.
 
 use super::build::BUILD_SECONDS;
-use super::distributed::{Keeper, is_due};
-use super::store::Store;
-use crate::inventory::redis::scripts::probe;
+use super::servers::Servers;
+use super::time::is_due;
 use crate::ledger::outage::Outage;
 use std::time::{Duration, Instant};
 
@@ -36,8 +35,8 @@ impl Default for Refusals {
 
 impl Refusals {
     /// Redis refused a call, with these words.
-    pub(super) fn refused(&mut self, why: &str) {
-        self.outage.failed(Instant::now(), why);
+    pub(super) fn refused(&mut self, now: Instant, why: &str) {
+        self.outage.failed(now, why);
     }
 
     /// Whether Redis refuses at present.
@@ -46,57 +45,25 @@ impl Refusals {
     }
 
     /// Something failed that Redis answered: whether it refuses writes is to be found out now.
-    fn probe_now(&mut self) {
+    pub(super) fn probe_now(&mut self) {
         if !self.is_on() {
             self.probed = None;
         }
     }
 
-    fn is_due(&self) -> bool {
-        is_due(self.probed, if self.is_on() { PROBE_REFUSING } else { PROBE_EVERY })
-    }
-}
-
-impl Keeper {
-    /// A round of the keeper's failed, perhaps for this.
-    pub(super) fn suspect_refusal(&mut self) {
-        // A Redis that does not answer is not asked once more.
-        if self.view.load().reachable {
-            self.refusals.probe_now();
-            self.look_at_writes();
-        }
-    }
-
-    /// Tries whether Redis takes writes, if it is time to. Says when an outage begins and when it is over.
-    pub(super) fn look_at_writes(&mut self) {
-        if self.refusals.is_due() {
-            self.refusals.probed = Some(Instant::now());
-            match self.store.probe() {
-                Ok(None) => self.refusals.outage.written(Instant::now()),
-                Ok(Some(refusal)) => self.refusals.refused(&refusal),
-                // Redis did not answer, which is another matter: the next look at its identity finds it.
+    /// Tries whether Redis takes writes, if it is time to. Logs when an outage begins and when it is over.
+    pub(super) fn look(&mut self, servers: &mut Servers) {
+        let now = servers.now();
+        if is_due(self.probed, now, if self.is_on() { PROBE_REFUSING } else { PROBE_EVERY }) {
+            self.probed = Some(now);
+            let until_s = servers.now_ms().map(|now_ms| now_ms / 1000 + BUILD_SECONDS);
+            match until_s.and_then(|until_s| servers.store.probe(until_s)) {
+                Ok(None) => self.outage.written(servers.now()),
+                Ok(Some(refusal)) => self.refused(servers.now(), &refusal),
+                // Redis did not answer: the next look at its identity finds that.
                 Err(_) => {}
             }
         }
-        self.refusals.outage.settle(Instant::now());
-    }
-}
-
-impl Store {
-    /// Tries whether Redis takes what a decision writes: `Some` with its words if it refuses.
-    pub fn probe(&mut self) -> Result<Option<String>, String> {
-        let until = self.now_ms()? / 1000 + BUILD_SECONDS;
-        self.run(|connection| {
-            let digest = probe::load().query::<String>(connection);
-            let called = digest.and_then(|digest| probe::call(&digest, until).exec(connection));
-            match called {
-                // Redis said no, and the connection is in order.
-                Err(refusal) if refusal.code().is_some() => {
-                    let words = [refusal.code(), refusal.detail()];
-                    Ok(Some(words.into_iter().flatten().collect::<Vec<_>>().join(" ")))
-                }
-                done => done.map(|()| None),
-            }
-        })
+        self.outage.settle(servers.now());
     }
 }

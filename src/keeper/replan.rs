@@ -5,11 +5,8 @@
 //! it first; the instance that started last has its way, and the others go on with its settings. Leaves the times of sales as
 //! they were planned, and the terms of a sale that has begun for ever.
 
-use super::distributed::Keeper;
-use super::store::Store;
 use crate::config::SaleSettings;
 use crate::domain::Terms;
-use crate::inventory::redis::scripts::{layout, replan};
 use crate::ledger::{Ledger, LedgerError, SaleRow};
 use std::fmt::Write;
 
@@ -58,42 +55,21 @@ pub(super) fn apply<L: Ledger + ?Sized>(
     Ok(())
 }
 
-impl Store {
-    /// Whether the state of a sale has the ledger's `terms`.
-    pub fn has_terms(&mut self, terms: &Terms) -> Result<bool, String> {
-        let found: Vec<Option<String>> = match self.ask(&layout::ask_terms(terms.sale)) {
-            // A key of another type has no terms to change. The look at the state's condition finds it.
-            Err(why) if why.contains("WRONGTYPE") => return Ok(true),
-            found => found?,
-        };
-        Ok(layout::has_terms(&found, terms))
+/// Takes over the settings of an instance that started later: else both would plan sales by their own.
+pub(super) fn follow_newer(settings: &mut SaleSettings, rows: &[SaleRow], now_ms: u64) {
+    let Some(last) = rows.iter().map(|row| row.terms).rfind(|terms| terms.starts_ms > now_ms + MARGIN_MS) else {
+        return;
+    };
+    if !differs(&last, settings) {
+        return;
     }
-
-    /// Gives the state of a sale the ledger's `terms`. `Ok(false)` if it has begun, or is not open under `epoch`.
-    pub fn replan(&mut self, terms: &Terms, epoch: u64) -> Result<bool, String> {
-        let reply: Vec<u8> = self.ask(&replan::call(terms, epoch))?;
-        Ok(replan::read(&reply) == Some(Ok(())))
-    }
-}
-
-impl Keeper {
-    /// Takes over the settings of an instance that started later: else both would plan sales by their own.
-    pub(super) fn follow_newer_settings(&mut self, rows: &[SaleRow], now_ms: u64) {
-        let Some(last) = rows.iter().map(|row| row.terms).rfind(|terms| terms.starts_ms > now_ms + MARGIN_MS) else {
-            return;
-        };
-        if self.settings_due || !differs(&last, &self.settings) {
-            return;
-        }
-        let SaleSettings { items, user_limit, hold_ms, .. } = self.settings;
-        let own = Terms { items, user_limit, hold_ms, ..last };
-        tracing::warn!(
-            "an instance with other settings has started later than this one, so sales are planned by its settings: {}",
-            changes(&own, &last)
-        );
-        let Terms { items, user_limit, hold_ms, .. } = last;
-        self.settings = SaleSettings { items, user_limit, hold_ms, ..self.settings };
-    }
+    let own = Terms { items: settings.items, user_limit: settings.user_limit, hold_ms: settings.hold_ms, ..last };
+    tracing::warn!(
+        "an instance with other settings has started later than this one, so sales are planned by its settings: {}",
+        changes(&own, &last)
+    );
+    let Terms { items, user_limit, hold_ms, .. } = last;
+    *settings = SaleSettings { items, user_limit, hold_ms, ..*settings };
 }
 
 #[cfg(test)]

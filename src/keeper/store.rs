@@ -3,15 +3,15 @@
 //! Owns the keeper's connection. Building and opening a state is [`super::build`]'s. Refuses to decide when anything of
 //! it is to happen.
 
-use super::clock::CheckedClock;
+use super::error::KeeperError;
 use super::merge::HoldFacts;
-use super::owner::Owner;
+use super::sale_store::FoundState;
 use super::server_check;
 use crate::domain::{SaleId, Terms};
 pub use crate::inventory::redis::scripts::condition::Condition;
 pub use crate::inventory::redis::scripts::counts::Counts;
 use crate::inventory::redis::scripts::layout::{
-    HOLD_FIELDS, STATE_KEYS, entry_expires_ms, queue_key, read_hold, sale_of_state_key, state_key,
+    HOLD_FIELDS, STATE_KEYS, entry_expires_ms, field, queue_key, read_hold, sale_of_state_key, state_key,
 };
 use crate::inventory::redis::scripts::{checkout, close, condition, counts, forget};
 use crate::redis_wire::endpoint::RedisEndpoint;
@@ -27,10 +27,10 @@ const WIDE_CHUNK: usize = 10_000;
 const SCAN: usize = 1_000;
 
 /// Whether Redis refused a command for the key's type; `Err` if it refused for another reason.
-fn is_wrong_type(reply: &Value) -> Result<bool, String> {
+fn is_wrong_type(reply: &Value) -> Result<bool, KeeperError> {
     match reply {
         Value::ServerError(error) if error.code() == "WRONGTYPE" => Ok(true),
-        Value::ServerError(error) => Err(format!("Redis refuses: {error}")),
+        Value::ServerError(error) => Err(KeeperError::Redis(format!("Redis refuses: {error}"))),
         _ => Ok(false),
     }
 }
@@ -50,21 +50,17 @@ pub struct Store {
     connection: Option<Connection>,
     /// When the connection was used last.
     used: Instant,
-    /// Redis' clock; what is read of it is in `clock.rs`.
-    pub(super) clock: CheckedClock,
     /// The identity of the ledger whose sales these are, where it is known.
     pub(super) ledger: Option<String>,
-    pub(super) owner: Owner,
 }
 
 impl Store {
     /// Connects on the first call; each call takes `timeout` at most.
     pub fn new(target: Arc<RedisEndpoint>, timeout: Duration) -> Store {
-        let (clock, used) = (CheckedClock::default(), Instant::now());
-        Store { target, timeout, connection: None, used, clock, ledger: None, owner: Owner::Unknown }
+        Store { target, timeout, connection: None, used: Instant::now(), ledger: None }
     }
 
-    pub(super) fn run<T>(&mut self, work: impl FnOnce(&mut Connection) -> RedisResult<T>) -> Result<T, String> {
+    pub(super) fn run<T>(&mut self, work: impl FnOnce(&mut Connection) -> RedisResult<T>) -> Result<T, KeeperError> {
         // Redis may have ended a connection that was idle (`timeout`): that is found out by a call that changes nothing.
         if self.used.elapsed() > IDLE
             && let Some(connection) = &mut self.connection
@@ -74,20 +70,20 @@ impl Store {
         }
         if self.connection.is_none() {
             // The address may have moved with a failover.
-            self.target.resolve()?;
-            self.connection = Some(self.target.connect(self.timeout)?);
+            self.target.resolve().map_err(KeeperError::redis)?;
+            self.connection = Some(self.target.connect(self.timeout).map_err(KeeperError::redis)?);
         }
-        let Some(connection) = &mut self.connection else { return Err("no connection".into()) };
+        let Some(connection) = &mut self.connection else { return Err(KeeperError::redis("no connection")) };
         let done = work(connection);
         self.used = Instant::now();
         done.map_err(|e| {
             // Whatever it was, what follows on this connection may belong to the call that failed.
             self.connection = None;
-            format!("Redis at {}: {e}", self.target.name)
+            KeeperError::Redis(format!("Redis at {}: {e}", self.target.name))
         })
     }
 
-    pub(super) fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, String> {
+    pub(super) fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, KeeperError> {
         self.run(|connection| command.query(connection))
     }
 
@@ -102,10 +98,12 @@ impl Store {
     }
 
     /// Refuses a Redis that this service cannot rely on, with the reason, and warns of one that may lose its latest writes.
-    pub fn check_server(&mut self) -> Result<(), String> {
+    pub fn check_server(&mut self) -> Result<(), KeeperError> {
         let info: String = self.ask(cmd("INFO").arg("everything"))?;
         let name = &self.target.name;
-        server_check::refusal(&info).map_or(Ok(()), |why| Err(format!("REDIS_ADDR: Redis at {name} {why}")))?;
+        if let Some(why) = server_check::refusal(&info) {
+            return Err(KeeperError::Unusable { setting: "REDIS_ADDR", why: format!("Redis at {name} {why}") });
+        }
         if let Some(what) = server_check::warning(&info) {
             tracing::warn!("Redis at {name} {what}");
         }
@@ -113,49 +111,51 @@ impl Store {
     }
 
     /// What `sale`'s state is like for a caller of `epoch`.
-    pub fn condition(&mut self, sale: SaleId, epoch: u64) -> Result<Condition, String> {
+    pub fn condition(&mut self, sale: SaleId, epoch: u64) -> Result<Condition, KeeperError> {
         let mut pipe = Pipeline::new();
         pipe.atomic().ignore_errors();
         condition::ask(sale).into_iter().for_each(|command| {
             pipe.add_command(command);
         });
         let found: Vec<Value> = self.run(|connection| pipe.query(connection))?;
-        let [fields, length] = found.as_slice() else { return Err("Redis answers a transaction with another".into()) };
+        let [fields, length] = found.as_slice() else {
+            return Err(KeeperError::redis("Redis answers a transaction with another"));
+        };
         if is_wrong_type(fields)? || is_wrong_type(length)? {
             return Ok(Condition::Damaged);
         }
-        let fields: Vec<Option<Vec<u8>>> = from_redis_value_ref(fields).map_err(|e| e.to_string())?;
-        let length: u64 = from_redis_value_ref(length).map_err(|e| e.to_string())?;
+        let fields: Vec<Option<Vec<u8>>> =
+            from_redis_value_ref(fields).map_err(|e| KeeperError::Redis(e.to_string()))?;
+        let length: u64 = from_redis_value_ref(length).map_err(|e| KeeperError::Redis(e.to_string()))?;
         Ok(condition::read(&fields, length, epoch, self.ledger.as_deref()))
     }
 
     /// Stops the sale from selling under an epoch older than `epoch`, whether there is a state or not.
-    pub fn close(&mut self, terms: &Terms, epoch: u64) -> Result<(), String> {
+    pub fn close(&mut self, terms: &Terms, epoch: u64) -> Result<(), KeeperError> {
         let reply: Vec<u8> = self.ask(&close::call(terms, epoch, self.ledger.as_deref()))?;
         match close::read(&reply) {
             Some(Ok(())) => Ok(()),
-            _ => Err(format!("{terms} cannot be closed for epoch {epoch}: Redis says {}", words(&reply))),
+            _ => Err(KeeperError::Redis(format!(
+                "{terms} cannot be closed for epoch {epoch}: Redis says {}",
+                words(&reply)
+            ))),
         }
     }
 
     /// Throws away what the state holds that was closed for `epoch`. The ledger has all of it.
-    pub fn forget(&mut self, terms: &Terms, epoch: u64) -> Result<(), String> {
+    pub fn forget(&mut self, terms: &Terms, epoch: u64) -> Result<(), KeeperError> {
         let reply: Vec<u8> = self.ask(&forget::call(terms, epoch, self.ledger.as_deref()))?;
         match forget::read(&reply) {
             Some(Ok(())) => Ok(()),
-            _ => Err(format!("{terms} is not closed for epoch {epoch}: Redis says {}", words(&reply))),
+            _ => Err(KeeperError::Redis(format!(
+                "{terms} is not closed for epoch {epoch}: Redis says {}",
+                words(&reply)
+            ))),
         }
     }
 
-    /// The sales of this ledger that have a state in Redis, with their end in unix milliseconds. Looks through all keys.
-    pub fn sales(&mut self) -> Result<Vec<(SaleId, u64)>, String> {
-        let states = self.states()?;
-        let ours = states.iter().filter(|found| !self.is_foreign(found.ledger.as_deref()));
-        Ok(ours.map(|found| (found.sale, found.ends_ms)).collect())
-    }
-
     /// The sales that have a state in Redis, whosever it is.
-    pub(super) fn sales_with_states(&mut self) -> Result<Vec<SaleId>, String> {
+    pub(super) fn sales_with_states(&mut self) -> Result<Vec<SaleId>, KeeperError> {
         let (mut cursor, mut found) = (0u64, Vec::new());
         loop {
             let mut scan = cmd("SCAN");
@@ -174,7 +174,7 @@ impl Store {
 
     /// What `sale` has in Redis by its own clock; `None` if it has no state of this ledger that can be read. What is
     /// decided after this reading is later than its `upto_ms`.
-    pub fn counts(&mut self, sale: SaleId) -> Result<Option<Counts>, String> {
+    pub fn counts(&mut self, sale: SaleId) -> Result<Option<Counts>, KeeperError> {
         if self.ask::<String>(cmd("TYPE").arg(state_key(sale)))? != "hash" {
             return Ok(None);
         }
@@ -189,8 +189,8 @@ impl Store {
         &mut self,
         sale: SaleId,
         each: &mut dyn FnMut(u64, HoldFacts),
-        alive: &mut dyn FnMut() -> Result<(), String>,
-    ) -> Result<bool, String> {
+        alive: &mut dyn FnMut() -> Result<(), KeeperError>,
+    ) -> Result<bool, KeeperError> {
         let (mut cursor, mut whole) = (0u64, true);
         loop {
             let (next, readable) = self.scan_holds(sale, cursor, WIDE_CHUNK, each)?;
@@ -210,7 +210,7 @@ impl Store {
         sale: SaleId,
         cursor: u64,
         each: &mut dyn FnMut(u64, HoldFacts),
-    ) -> Result<(u64, bool), String> {
+    ) -> Result<(u64, bool), KeeperError> {
         self.scan_holds(sale, cursor, CHUNK, each)
     }
 
@@ -220,7 +220,7 @@ impl Store {
         cursor: u64,
         count: usize,
         each: &mut dyn FnMut(u64, HoldFacts),
-    ) -> Result<(u64, bool), String> {
+    ) -> Result<(u64, bool), KeeperError> {
         let mut scan = cmd("HSCAN");
         scan.arg(state_key(sale)).arg(cursor).arg("MATCH").arg(HOLD_FIELDS).arg("COUNT").arg(count);
         type Found = (u64, Vec<(Vec<u8>, Vec<u8>)>);
@@ -244,9 +244,9 @@ impl Store {
         Ok((next, whole))
     }
 
-    /// Has the stock of an open sale take back all that has expired by now: a checkout script without checkouts.
-    pub fn take_back(&mut self, terms: &Terms, epoch: u64) -> Result<(), String> {
-        let call = checkout::expire_due(terms.sale, epoch, self.latest_ms());
+    /// Returns to the stock what has expired by now: a checkout script without checkouts.
+    pub fn expire_due(&mut self, terms: &Terms, epoch: u64, latest_ms: u64) -> Result<(), KeeperError> {
+        let call = checkout::expire_due(terms.sale, epoch, latest_ms);
         loop {
             // What the script refuses is for the caller's own call to find.
             let reply: Vec<u8> = self.ask(&call)?;
@@ -261,7 +261,25 @@ impl Store {
     }
 
     /// Removes all that there is of `sale`.
-    pub fn unlink(&mut self, sale: SaleId) -> Result<(), String> {
+    pub fn unlink(&mut self, sale: SaleId) -> Result<(), KeeperError> {
         self.ask(cmd("UNLINK").arg(state_key(sale)).arg(queue_key(sale)))
+    }
+
+    /// All states that there are in Redis. Looks through all keys.
+    pub(super) fn states(&mut self) -> Result<Vec<FoundState>, KeeperError> {
+        let mut states = Vec::new();
+        for sale in self.sales_with_states()? {
+            let fields = &[field::END, field::LEDGER][..];
+            let found: Vec<Option<String>> = self.ask(cmd("HMGET").arg(state_key(sale)).arg(fields))?;
+            if let Some(ends_ms) = found.first().and_then(|text| text.as_deref()?.parse().ok()) {
+                states.push(FoundState { sale, ends_ms, ledger: found.get(1).cloned().flatten() });
+            }
+        }
+        Ok(states)
+    }
+
+    /// Whether a state that names `ledger` is not this ledger's.
+    pub(super) fn is_foreign(&self, ledger: Option<&str>) -> bool {
+        self.ledger.as_deref().zip(ledger).is_some_and(|(ours, theirs)| ours != theirs)
     }
 }

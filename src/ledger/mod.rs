@@ -120,12 +120,9 @@ pub struct Epoch {
     pub identity: String,
 }
 
-/// What only a ledger shared by several instances has: the fence. All calls block for seconds at most, then fail.
+/// The fence of a ledger that several instances share: the epoch, its members, and the locks of the opener and of the reconciler.
+/// All calls block for seconds at most, then fail.
 pub trait Fence: Ledger {
-    /// How many checkouts and how many purchases of `sale` the ledger has that were decided up to `upto_ms` (unix
-    /// milliseconds).
-    fn counts(&mut self, sale: SaleId, upto_ms: u64) -> Result<(u64, u64), LedgerError>;
-
     /// The ledger's clock, unix milliseconds: another opinion on the time.
     fn clock_ms(&mut self) -> Result<u64, LedgerError>;
 
@@ -144,15 +141,6 @@ pub trait Fence: Ledger {
 
     /// The sessions that hold the shared lock of `epoch`, by the ledger's own numbers for them: one for each member.
     fn members(&mut self, epoch: u64) -> Result<Vec<i32>, LedgerError>;
-
-    /// Calls `each` for a page of the holds of `sale` whose numbers are above `after`, in their order. Returns the last
-    /// number of the page, `None` if it was the last page. A page takes a fraction of a second.
-    fn page_of_holds(
-        &mut self,
-        sale: SaleId,
-        after: Option<HoldNumber>,
-        each: &mut dyn FnMut(HoldRow),
-    ) -> Result<Option<HoldNumber>, LedgerError>;
 
     /// Waits at most `wait` for the openers' lock, one for all instances, in a transaction of a session of its own which
     /// the server ends when it is left idle for three seconds: a stopped opener cannot keep others out.
@@ -194,6 +182,23 @@ pub trait Fence: Ledger {
     /// frozen instances and writers. What they had not committed is undone. Returns how many were told to end;
     /// [`Fence::drain`] waits.
     fn evict(&mut self, epoch: u64) -> Result<u64, LedgerError>;
+}
+
+/// What a ledger that several instances share is asked about records, beside the writer. All calls block for seconds at most, then
+/// fail.
+pub trait SharedRecords: Ledger {
+    /// How many checkouts and how many purchases of `sale` the ledger has that were decided up to `upto_ms` (unix
+    /// milliseconds).
+    fn counts(&mut self, sale: SaleId, upto_ms: u64) -> Result<(u64, u64), LedgerError>;
+
+    /// Calls `each` for a page of the holds of `sale` whose numbers are above `after`, in their order. Returns the last
+    /// number of the page, `None` if it was the last page. A page takes a fraction of a second.
+    fn page_of_holds(
+        &mut self,
+        sale: SaleId,
+        after: Option<HoldNumber>,
+        each: &mut dyn FnMut(HoldRow),
+    ) -> Result<Option<HoldNumber>, LedgerError>;
 
     /// Writes what is missing of `records` under their epoch, row by row where others are there already.
     /// Returns how many rows were new. `Stale` as in [`Append`].
@@ -203,3 +208,8 @@ pub trait Fence: Ledger {
     /// their sale any more. A record that is there already is left as it is.
     fn quarantine(&mut self, records: &Records, reason: &str) -> Result<(), LedgerError>;
 }
+
+/// The ledger of a deployment with several instances.
+pub trait SharedLedger: Fence + SharedRecords {}
+
+impl<L: Fence + SharedRecords> SharedLedger for L {}

@@ -58,7 +58,7 @@ fn the_log_of_a_loss_is_for_people() {
     let code = app.client().checkout("u", "i").field("code");
     assert_eq!(app.client().purchase(&code).status, 200);
     stack.redis().wipe();
-    [&app, &other].iter().for_each(|app| app.says("the doubt is settled", Duration::from_secs(10)));
+    [&app, &other].iter().for_each(|app| app.says("recovered: epoch", Duration::from_secs(10)));
     for app in [app, other] {
         let said = app.last_words();
         assert!(said.contains(" is missing"), "{said}");

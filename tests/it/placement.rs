@@ -14,6 +14,7 @@ use flashsale::http::service::Service;
 use flashsale::inventory::redis::{RedisInventory, Shared};
 use flashsale::inventory::{Clock, Inventory, View};
 use flashsale::keeper::merge::RebuiltSale;
+use flashsale::keeper::sale_store::SaleStore;
 use flashsale::keeper::store::Store;
 use flashsale::record::{self, Message};
 use flashsale::redis_wire::endpoint::RedisEndpoint;
@@ -95,8 +96,8 @@ fn open_sale(target: &Arc<RedisEndpoint>) -> View {
     let mut store = Store::new(target.clone(), Duration::from_secs(2));
     let built = store.build(&terms, 1, &RebuiltSale::default(), &mut || Ok(())).unwrap();
     store.open(&built).unwrap();
-    let clock = Clock::new(Instant::now(), store.now_ms().unwrap());
-    let identity = store.identity().unwrap();
+    let clock = Clock::new(Instant::now(), store.time_ms().unwrap());
+    let identity = store.look().unwrap().identity;
     View { epoch: 1, selling: true, sales: vec![terms], identity, clock, ..View::closed() }
 }
 

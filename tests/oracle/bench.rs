@@ -4,6 +4,7 @@ use crate::redis_server::Redis;
 use flashsale::domain::{HoldKey, HoldNumber, Id, Outcome, Record, RecordKind, SaleId, Terms};
 use flashsale::inventory::redis::scripts::purchase::Fact;
 use flashsale::inventory::redis::scripts::{self, Header, Refusal};
+use flashsale::keeper::error::KeeperError;
 use flashsale::keeper::store::Store;
 use flashsale::redis_wire::endpoint::RedisEndpoint;
 use redis::{Cmd, Connection, ConnectionLike, Value, cmd};
@@ -227,4 +228,9 @@ fn purchase(now: u64, number: HoldNumber, mark: scripts::purchase::Mark) -> Told
         scripts::purchase::Mark::Expired => Told::Outcome(Outcome::InvalidCode, None),
         scripts::purchase::Mark::Gone => Told::Outcome(Outcome::HoldLost, None),
     }
+}
+
+/// An error of the keeper in words, as a case fails with.
+pub fn text(error: KeeperError) -> String {
+    error.to_string()
 }

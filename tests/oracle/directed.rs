@@ -4,6 +4,7 @@ use crate::bench::{Bench, Told};
 use crate::state::State;
 use flashsale::domain::{HoldNumber, Id, Outcome, Terms};
 use flashsale::keeper::merge::{HoldFacts, HoldMerge, RebuiltSale};
+use flashsale::keeper::sale_store::SaleStore;
 
 /// Entries of the queue that one call takes back, as `lua/checkout.lua` says.
 const BOUND: u64 = 256;
@@ -208,7 +209,7 @@ fn a_purchase_that_is_asked_for_after_the_end() {
 #[test]
 fn a_keepers_connection_that_redis_ended_while_it_was_idle() {
     let mut bench = Bench::start();
-    bench.store.identity().unwrap();
+    bench.store.look().unwrap();
     let ended: u64 = redis::cmd("CLIENT")
         .arg("KILL")
         .arg("TYPE")
@@ -220,5 +221,5 @@ fn a_keepers_connection_that_redis_ended_while_it_was_idle() {
     assert_eq!(ended, 1);
     // As long as Redis waits before it ends an idle client.
     std::thread::sleep(std::time::Duration::from_secs(1));
-    bench.store.identity().unwrap();
+    bench.store.look().unwrap();
 }

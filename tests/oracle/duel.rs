@@ -1,6 +1,6 @@
 //! One sequence, played on both sides.
 
-use crate::bench::{Bench, Reply, Told};
+use crate::bench::{Bench, Reply, Told, text};
 use crate::case::{Case, ITEMS, Op, START_MS, UNKNOWN, USERS};
 use crate::state::{State, same};
 use flashsale::domain::{HoldNumber, HoldRow, Id, Outcome, Record, RecordKind, Terms};
@@ -205,14 +205,14 @@ impl Duel<'_> {
         if self.epoch > 0 {
             self.settle()?;
         }
-        self.bench.store.unlink(self.terms.sale)?;
+        self.bench.store.unlink(self.terms.sale).map_err(text)?;
         let rows: Vec<HoldRow> = self.rows.values().copied().collect();
         self.reopen(&rows, &[])
     }
 
     fn rebuild(&mut self, at: usize, lacking: u64) -> Result<(), String> {
         self.settle()?;
-        self.bench.store.close(&self.terms, self.epoch + 1)?;
+        self.bench.store.close(&self.terms, self.epoch + 1).map_err(text)?;
         for (epoch, refusal) in [(self.epoch, Refusal::Epoch(self.epoch + 1)), (self.epoch + 1, Refusal::Closed)] {
             self.bench.send_purchases(&self.terms, epoch, vec![HoldNumber(self.next - 1)]);
             self.bench.send_checkouts(&self.terms, epoch, vec![(HoldNumber(self.next), user(0), item(0))]);
@@ -238,13 +238,16 @@ impl Duel<'_> {
             union.ledger(row.number.0, HoldFacts { user, item, taken_ms, expires_ms, purchased_ms });
         }
         let has_checkout = |number: u64| rows.iter().any(|row| row.number.0 == number && row.has_checkout);
-        self.bench.store.holds(
-            self.terms.sale,
-            &mut |number, known| {
-                union.redis(number, known, has_checkout(number));
-            },
-            &mut || Ok(()),
-        )?;
+        self.bench
+            .store
+            .holds(
+                self.terms.sale,
+                &mut |number, known| {
+                    union.redis(number, known, has_checkout(number));
+                },
+                &mut || Ok(()),
+            )
+            .map_err(text)?;
         let sorted = |records: &[Record]| {
             let mut records = records.to_vec();
             records.sort_by_key(|record| (record.number, record.kind));
@@ -252,8 +255,8 @@ impl Duel<'_> {
         };
         same("what the ledger lacks", sorted(&union.missing), sorted(lacking))?;
         let rebuilt = union.rebuild(&self.terms, self.now);
-        let built = self.bench.store.build(&self.terms, self.epoch, &rebuilt, &mut || Ok(()))?;
-        self.bench.store.open(&built)?;
+        let built = self.bench.store.build(&self.terms, self.epoch, &rebuilt, &mut || Ok(())).map_err(text)?;
+        self.bench.store.open(&built).map_err(text)?;
         self.memory = MemorySale::open(self.terms, self.rows.values().copied(), self.now);
         same("holds without an item", rebuilt.misfits.len() as u64, self.memory.dropped())?;
         self.set_clock(self.now);

@@ -1,6 +1,6 @@
 //! `lua/offer.lua`: records of an older epoch, offered to a sale that goes on, against the obvious version of it.
 
-use crate::bench::{Bench, Told, with_test_clock};
+use crate::bench::{Bench, Told, text, with_test_clock};
 use crate::case::{ITEMS, LENGTH_MS, START_MS, USERS};
 use crate::state::{State, same};
 use flashsale::domain::{HoldNumber, Id, Outcome, Terms};
@@ -91,8 +91,8 @@ pub fn play(bench: &mut Bench, case: &Case) -> Result<(), String> {
     let Case { items, user_limit, .. } = *case;
     let ends_ms = START_MS + LENGTH_MS;
     let terms = Terms { sale, items, user_limit, hold_ms: HOLD_MS, starts_ms: START_MS, ends_ms };
-    let built = bench.store.build(&terms, 1, &RebuiltSale::default(), &mut || Ok(()))?;
-    bench.store.open(&built)?;
+    let built = bench.store.build(&terms, 1, &RebuiltSale::default(), &mut || Ok(())).map_err(text)?;
+    bench.store.open(&built).map_err(text)?;
     let mut model = Model { terms, holds: BTreeMap::new() };
     prepare(bench, case, &mut model);
 

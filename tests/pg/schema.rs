@@ -4,7 +4,7 @@ use super::server::Database;
 use super::{SALE, batch};
 use flashsale::domain::RecordKind::{Hold, Purchase};
 use flashsale::ledger::postgres::{PostgresLedger, parse_dsn};
-use flashsale::ledger::{Append, Fence, Ledger, LedgerId};
+use flashsale::ledger::{Append, Fence, Ledger, LedgerId, SharedRecords};
 
 /// A database as the first version left it, with rows.
 fn first_version() -> Database {

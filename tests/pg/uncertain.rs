@@ -5,7 +5,7 @@ use super::{SALE, batch, eventually};
 use flashsale::code::Codes;
 use flashsale::domain::RecordKind::{Hold, Purchase};
 use flashsale::ledger::postgres::{PostgresAppend, PostgresLedger, parse_dsn};
-use flashsale::ledger::{Append, Fence, Ledger};
+use flashsale::ledger::{Append, Fence, Ledger, SharedRecords};
 use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -6,7 +6,7 @@ use flashsale::code::{Codes, MAX_INSTANCE};
 use flashsale::domain::RecordKind::{Hold, Purchase};
 use flashsale::domain::{HoldKey, HoldNumber, SaleId, Terms};
 use flashsale::ledger::postgres::{PostgresLedger, parse_dsn};
-use flashsale::ledger::{Append, Fence, HoldRow, Ledger, LedgerError};
+use flashsale::ledger::{Append, Fence, HoldRow, Ledger, LedgerError, SharedRecords};
 use std::time::{Duration, Instant};
 
 fn holds(ledger: &mut PostgresLedger) -> Vec<HoldRow> {

@@ -5,13 +5,10 @@
 //! waited for would queue behind. Refuses to know when to raise.
 
 use super::connect::ConnectSettings;
-use super::ledger::{PgTimestamp, PostgresLedger, number, signed};
+use super::ledger::{PostgresLedger, number, signed};
 use super::session::{Failure, Session};
-use super::{
-    EPOCH_CLASS, MEMBERS_CLASS, OPENERS_CLASS, OPENING, RECONCILING, URGENT, WORK_LIMIT, WRITE_LIMIT, epoch_key, write,
-};
-use crate::domain::{HoldKey, HoldNumber, RecordKind, Records, SaleId};
-use crate::ledger::{Epoch, Fence, HoldRow, LedgerError};
+use super::{EPOCH_CLASS, MEMBERS_CLASS, OPENERS_CLASS, OPENING, RECONCILING, URGENT, WORK_LIMIT, epoch_key};
+use crate::ledger::{Epoch, Fence, LedgerError};
 use std::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
@@ -68,15 +65,6 @@ fn end_exclusive(session: Option<Session>) {
 }
 
 impl Fence for PostgresLedger {
-    fn counts(&mut self, sale: SaleId, upto_ms: u64) -> Result<(u64, u64), LedgerError> {
-        self.run(async move |wire| {
-            const COUNT: &str = "SELECT (SELECT count(*) FROM ledger_holds WHERE sale_id = $1 AND created_at <= $2), \
-                (SELECT count(*) FROM ledger_purchases WHERE sale_id = $1 AND created_at <= $2)";
-            let row = wire.client.query_one(COUNT, &[&signed(sale.0)?, &PgTimestamp::of(upto_ms)]).await?;
-            Ok((number(&row, 0)?, number(&row, 1)?))
-        })
-    }
-
     fn clock_ms(&mut self) -> Result<u64, LedgerError> {
         self.run(async |wire| {
             const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
@@ -129,15 +117,6 @@ impl Fence for PostgresLedger {
             let rows = wire.client.query_typed(&look, &[(&class, Type::INT8), (&key, Type::INT8)]).await?;
             rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
         })
-    }
-
-    fn page_of_holds(
-        &mut self,
-        sale: SaleId,
-        after: Option<HoldNumber>,
-        each: &mut dyn FnMut(HoldRow),
-    ) -> Result<Option<HoldNumber>, LedgerError> {
-        self.read_page(sale, after, each)
     }
 
     fn lock_opening(&mut self, wait: Duration, urgent: bool) -> Result<bool, LedgerError> {
@@ -241,45 +220,6 @@ impl Fence for PostgresLedger {
         self.run(async move |wire| {
             let end = format!("SELECT pg_terminate_backend(pid) {OLD_LOCKS} AND pid <> pg_backend_pid()");
             Ok(wire.client.query(&end, &[&i64::from(EPOCH_CLASS), &key]).await?.len() as u64)
-        })
-    }
-
-    fn add_missing(&mut self, records: &Records) -> Result<u64, LedgerError> {
-        let codes = self.codes()?;
-        self.rows.encode(&[records], &codes)?;
-        let PostgresLedger { work, rows, .. } = self;
-        let (rows, epoch) = (&*rows, records.epoch);
-        let new = work.run_within(WRITE_LIMIT, async move |wire| write::staged(wire, &[epoch], rows).await)?;
-        Ok(new)
-    }
-
-    fn quarantine(&mut self, records: &Records, reason: &str) -> Result<(), LedgerError> {
-        let codes = self.codes()?;
-        let sale = signed(records.sale.0)?;
-        let count = records.len();
-        let (mut kinds, mut holds, mut blocks) = (Vec::with_capacity(count), Vec::with_capacity(count), Vec::new());
-        let (mut users, mut items, mut moments) = (Vec::new(), Vec::new(), Vec::new());
-        for record in records.iter() {
-            kinds.push(match record.kind {
-                RecordKind::Hold => "hold",
-                RecordKind::Purchase => "purchase",
-            });
-            holds.push(signed(record.number.0)?);
-            blocks.push(codes.mint_block(HoldKey { sale: records.sale, number: record.number }).to_vec());
-            users.push(std::str::from_utf8(record.user).unwrap_or_default());
-            items.push(std::str::from_utf8(record.item).unwrap_or_default());
-            moments.push(PgTimestamp::of(record.at_ms));
-        }
-        self.run(async move |wire| {
-            // Once for each fact: after an error the same call is repeated.
-            const QUARANTINE: &str = "INSERT INTO quarantined_records \
-                (sale_id, reason, kind, hold, code, user_id, item_id, created_at) \
-                SELECT $1, $2, * FROM unnest($3::text[], $4::bigint[], $5::bytea[], $6::text[], $7::text[], \
-                $8::timestamptz[]) ON CONFLICT DO NOTHING";
-            wire.client
-                .execute(QUARANTINE, &[&sale, &reason, &kinds, &holds, &blocks, &users, &items, &moments])
-                .await?;
-            Ok(())
         })
     }
 }

@@ -16,6 +16,7 @@ mod dsn;
 mod fence;
 mod ledger;
 mod reconnecting;
+mod records;
 mod schema;
 mod session;
 mod tls;

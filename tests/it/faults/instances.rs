@@ -159,7 +159,7 @@ fn what_fits_no_more_is_kept_apart() {
     assert_eq!(count("SELECT count(*) FROM purchases"), 29, "never more than the stock is sold");
     assert_eq!(count("SELECT count(*) FROM quarantined_records WHERE kind = 'purchase'"), 20);
     assert_eq!(count("SELECT count(*) FROM quarantined_records WHERE kind = 'hold'"), 20);
-    far.says("kept apart", GOING_ON);
+    far.says("quarantined", GOING_ON);
     // All that it had to write was of an epoch that is over; nothing of its own comes after it.
     far.says("the ledger takes records again", GOING_ON);
     assert_eq!(decided(|| probe(far.addr(), &history).0).0, Told::Refused(409, "sold_out".into()));

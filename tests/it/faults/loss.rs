@@ -53,7 +53,7 @@ fn wiped_when_all_is_sold() {
             Some(())
         }
     });
-    [&app, &other].iter().for_each(|app| app.says("the doubt is settled", GOING_ON));
+    [&app, &other].iter().for_each(|app| app.says("recovered: epoch", GOING_ON));
     for _ in 0..50 {
         let told = decided(|| probe(app.addr(), &history).0).0;
         assert_eq!(told, Told::Refused(409, "sold_out".into()));
@@ -146,7 +146,7 @@ fn demoted_under_open_connections() {
         proxy.point(replica.addr());
         stack.redis().replica_of(&replica);
     });
-    app.says("the doubt is settled", GOING_ON);
+    app.says("recovered: epoch", GOING_ON);
 }
 
 #[test]
