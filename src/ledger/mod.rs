@@ -139,7 +139,8 @@ pub trait Fence: Ledger {
     /// Whether this instance's shared lock is still held (its session lives).
     fn is_member(&mut self) -> bool;
 
-    /// The sessions that hold the shared lock of `epoch`, by the ledger's own numbers for them: one for each member.
+    /// The sessions that hold the shared lock of `epoch`, by the ledger's own numbers for them: one for each member other
+    /// than this instance, whose earlier sessions are left out too.
     fn members(&mut self, epoch: u64) -> Result<Vec<i32>, LedgerError>;
 
     /// Waits at most `wait` for the openers' lock, one for all instances, in a transaction of a session of its own which
@@ -157,7 +158,7 @@ pub trait Fence: Ledger {
     fn unlock_opening(&mut self);
 
     /// Takes the reconcilers' lock, which is as the openers' lock and independent of it. `Ok(false)` if another instance
-    /// has it. `Ok(true)` also where this one has it already; resets the idle clock then.
+    /// has it, or if this one had it and has lost it. `Ok(true)` also where this one has it already; resets the idle clock then.
     fn lock_reconciling(&mut self) -> Result<bool, LedgerError>;
 
     /// Lets go of the reconcilers' lock.

@@ -170,3 +170,33 @@ fn an_epoch_is_opened_on_one_redis() {
     assert!(matches!(one.set_identity(1, "run b"), Err(LedgerError::Stale { current: 1 })));
     assert_eq!(one.epoch().unwrap().identity, "run a");
 }
+
+#[test]
+fn an_instance_that_joins_again_is_no_other_member() {
+    let database = Database::new();
+    let (mut one, mut two) = (database.ledger(), database.ledger());
+    one.join(1).unwrap();
+    two.join(1).unwrap();
+    let (others, ours) = (one.members(1).unwrap(), two.members(1).unwrap());
+    assert_eq!((others.len(), ours.len()), (1, 1), "{others:?} {ours:?}");
+    database.client().execute("SELECT pg_terminate_backend($1)", &[&ours[0]]).unwrap();
+    eventually("the member notices", || !one.is_member());
+    one.join(1).unwrap();
+    assert_eq!(one.members(1).unwrap(), others);
+    eventually("the others see the new session", || {
+        let seen = two.members(1).unwrap();
+        seen.len() == 1 && seen != ours
+    });
+}
+
+#[test]
+fn the_reconcilers_lock_that_is_lost_is_taken_again() {
+    let database = Database::new();
+    let mut ledger = database.ledger();
+    assert!(ledger.lock_reconciling().unwrap());
+    // As the server does where it has heard nothing for three seconds.
+    let ends = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = 1718812675 AND objid = 2";
+    assert_eq!(database.client().execute(ends, &[]).unwrap(), 1);
+    assert!(!ledger.lock_reconciling().unwrap(), "not taken, and no failure");
+    eventually("the lock", || ledger.lock_reconciling().unwrap());
+}

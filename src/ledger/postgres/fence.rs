@@ -18,6 +18,9 @@ const DRAIN_LOOK: Duration = Duration::from_millis(10);
 /// How often it says that the opener is still there: his session ends when nothing is heard of him for three seconds.
 const DRAIN_SIGN: Duration = Duration::from_millis(500);
 
+/// How many of this instance's member sessions are remembered.
+const OWN_SESSIONS: usize = 8;
+
 /// The shared locks of an epoch and of all before it: `$1`. Asking who has them leaves them alone, where trying to take
 /// them would make new ones queue.
 const OLD_LOCKS: &str = "FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2 \
@@ -90,8 +93,17 @@ impl Fence for PostgresLedger {
             "SELECT pg_advisory_unlock_all(); SELECT pg_advisory_lock_shared({EPOCH_CLASS}, {key}); \
              SELECT pg_advisory_lock_shared({MEMBERS_CLASS}, {key})"
         );
-        session.run(async move |wire| Ok(wire.client.batch_execute(&lock).await?))?;
+        let pid: i32 = session.run(async move |wire| {
+            wire.client.batch_execute(&lock).await?;
+            Ok(wire.client.query_one("SELECT pg_backend_pid()", &[]).await?.try_get(0)?)
+        })?;
         self.member = Some(session);
+        if self.own_sessions.back() != Some(&pid) {
+            self.own_sessions.push_back(pid);
+            // The server gives the number of a session that has ended to a new one some day.
+            let surplus = self.own_sessions.len().saturating_sub(OWN_SESSIONS);
+            self.own_sessions.drain(..surplus);
+        }
         Ok(())
     }
 
@@ -111,12 +123,14 @@ impl Fence for PostgresLedger {
 
     fn members(&mut self, epoch: u64) -> Result<Vec<i32>, LedgerError> {
         let key = i64::from(epoch_key(epoch)?);
-        self.run(async move |wire| {
+        let mut sessions: Vec<i32> = self.run(async move |wire| {
             let look = format!("SELECT pid {OLD_LOCKS} AND objid::bigint = $2");
             let class = i64::from(MEMBERS_CLASS);
             let rows = wire.client.query_typed(&look, &[(&class, Type::INT8), (&key, Type::INT8)]).await?;
-            rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
-        })
+            rows.iter().map(|row| Ok(row.try_get(0)?)).collect::<Result<_, Failure>>()
+        })?;
+        sessions.retain(|session| !self.own_sessions.contains(session));
+        Ok(sessions)
     }
 
     fn lock_opening(&mut self, wait: Duration, urgent: bool) -> Result<bool, LedgerError> {
@@ -154,9 +168,10 @@ impl Fence for PostgresLedger {
 
     fn lock_reconciling(&mut self) -> Result<bool, LedgerError> {
         if let Some(mut session) = self.reconciler.take() {
-            session.run(async |wire| Ok(wire.client.batch_execute("SELECT 1").await?))?;
-            self.reconciler = Some(session);
-            return Ok(true);
+            // The server ends the session while nothing is heard of this instance, which may have been rebuilding a sale.
+            let is_held = session.run(async |wire| Ok(wire.client.batch_execute("SELECT 1").await?)).is_ok();
+            self.reconciler = is_held.then_some(session);
+            return Ok(is_held);
         }
         self.reconciler = exclusive(&self.settings, RECONCILING, Duration::ZERO, false)?;
         Ok(self.reconciler.is_some())

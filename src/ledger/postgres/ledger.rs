@@ -14,6 +14,7 @@ use crate::domain::{HoldNumber, Id, SaleId, Terms};
 use crate::ledger::{Fence, HoldRow, Ledger, LedgerError, LedgerId, SaleRow};
 use bytes::BytesMut;
 use futures_util::StreamExt;
+use std::collections::VecDeque;
 use std::error::Error;
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -32,6 +33,9 @@ pub struct PostgresLedger {
     pub(super) work: ReconnectingSession,
     /// The session that holds the shared lock of the epoch.
     pub(super) member: Option<Session>,
+    /// The server's numbers of this instance's last member sessions, the newest last. The server may take some time to
+    /// notice that one has ended.
+    pub(super) own_sessions: VecDeque<i32>,
     /// The session that holds the openers' lock.
     pub(super) opener: Option<Session>,
     /// The session that holds the reconcilers' lock.
@@ -48,6 +52,7 @@ impl PostgresLedger {
             work: ReconnectingSession::new(settings.clone(), "keeper", WORK_LIMIT),
             settings,
             member: None,
+            own_sessions: VecDeque::new(),
             opener: None,
             reconciler: None,
             rows: Rows::default(),

@@ -28,6 +28,8 @@ fn check(app: App, mut end: impl FnMut()) {
     let said = app.last_words();
     let alarms = |line: &&str| line.contains(" ERROR ") || (line.contains(" WARN ") && !line.contains("append-only"));
     assert_eq!(said.lines().filter(alarms).collect::<Vec<_>>(), Vec::<&str>::new());
+    // The instance itself has joined its epoch again, each time.
+    assert!(!said.contains("an instance has left"), "{said}");
 }
 
 #[test]
