@@ -73,3 +73,20 @@ fn the_owners_name_of_another_type() {
     sells_at(app.addr(), &history);
     app.says("is of another type: it is replaced", GOING_ON);
 }
+
+#[test]
+fn a_sale_ahead_of_another_type_that_is_found_at_start() {
+    let stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (plenty(), History::default());
+    let mut app = with_terms(stack.app(), &terms).start();
+    buy(app.addr(), &history, 3);
+    assert_eq!(app.terminate(), 0);
+    let next = format!("{{sale:{}}}:state", clock::sale(terms.sale_seconds) + terms.sale_seconds);
+    let redis = stack.redis_ref();
+    assert_eq!(redis.run(&["DEL", &next]), redis::Value::Int(1), "it was opened ahead");
+    redis.run(&["SET", &next, "x"]);
+    let app = with_terms(stack.app(), &terms).start();
+    assert!(matches!(redis.run(&["TYPE", &next]), redis::Value::SimpleString(name) if name == "hash"));
+    codes_still_work(&[app.addr()], &history);
+    audit::check(&history, &stack.ledger(), &terms);
+}
