@@ -2,14 +2,26 @@
 //!
 //! Owns the comparison of Redis' clock with this machine's monotonic one. Invariant: a jump ahead is not followed before it
 //! has lasted for [`PATIENCE`], or the ledger's clock says the same: until then the time goes on as it did. So a glitch
-//! that is shorter than that moves no sale. Leaves to others: a clock that goes back, which `lua/time.lua` slows down.
+//! that is shorter than that moves no sale. An instance that starts has no earlier reading: it waits as long for the
+//! ledger's clock to agree (`servers.rs`). Leaves to others: a clock that goes back, which `lua/time.lua` slows down.
 
 use crate::inventory::{CLOCK_TOLERANCE_MS, Clock};
 use std::time::{Duration, Instant};
 
 /// How long a jump ahead must last before it is followed. A correction of a clock that was behind is for ever, so that this
 /// only delays it; what ends sooner was a mistake.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// How far the workers' copy of the clock may be from the believed one, in milliseconds. The copy goes on by this machine's
+/// clock, and Redis' clock may be corrected in small steps.
+const COPY_TOLERANCE_MS: u64 = 1_000;
+
+// The workers bound Redis' clock by their copy: an honest clock must not come near the bound.
+const _: () = assert!(2 * COPY_TOLERANCE_MS < CLOCK_TOLERANCE_MS);
+
+/// Whether a copy of the believed clock is too far from it at `at`, and has to be made anew.
+pub(super) fn is_outdated(copy: &Clock, believed: &Clock, at: Instant) -> bool {
+    copy.ms(at).abs_diff(believed.ms(at)) > COPY_TOLERANCE_MS
+}
 
 /// What is odd about a reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +109,21 @@ mod tests {
         for (at, shown, believed, step) in rows {
             let heard = clock.hear(start + Duration::from_millis(*at), *shown, || confirms);
             assert_eq!(heard, (*believed, *step), "at {at}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_slewed_stays_within_the_workers_bound() {
+        let (start, mut clock) = (Instant::now(), CheckedClock::default());
+        let mut view = crate::inventory::View::closed();
+        for step in 0..1_500 {
+            // 8 % faster than this machine's: as fast as chrony corrects a clock.
+            let (at, shown_ms) = (start + Duration::from_millis(200 * step), 50_000 + 216 * step);
+            assert_eq!(clock.hear(at, shown_ms, || false), (shown_ms, None));
+            if is_outdated(&view.clock, &clock.clock(), at) {
+                view.clock = clock.clock();
+            }
+            assert!(shown_ms <= view.latest_ms(at), "step {step}: {shown_ms} {}", view.latest_ms(at));
         }
     }
 

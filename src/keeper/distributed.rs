@@ -4,6 +4,7 @@
 //! shows as selling was found good, or was opened, under an epoch that this instance is a member of. Leaves each concern to the
 //! struct of its own: [`Membership`], [`Recovery`], [`OpenSales`], [`LateRecords`], [`Maintenance`].
 
+use super::clock::is_outdated;
 use super::error::KeeperError;
 use super::late_records::LateRecords;
 use super::maintenance::Maintenance;
@@ -84,6 +85,7 @@ impl Keeper {
     /// A keeper that has opened the running sale and those ahead. The error says what is in the way.
     pub fn start(parts: Parts) -> Result<Keeper, KeeperError> {
         let mut keeper = Keeper::connect(parts)?;
+        keeper.servers.await_clocks()?;
         let begun = keeper.servers.now();
         loop {
             match keeper.round() {
@@ -271,10 +273,8 @@ impl Keeper {
         // A recovery has claimed the database.
         let found = redis?.owner;
         let owner = if is_suspected { Owner::Ours } else { found };
-        if self.servers.look_at_clock()? && self.selling {
-            // Shown to the workers at once, and not with the next opening: their calls are bounded by it.
-            self.publish(true)?;
-        }
+        self.servers.look_at_clock()?;
+        self.show_clock();
         if !self.sales.open().is_empty() {
             self.resume_selling()?;
         }
@@ -318,6 +318,14 @@ impl Keeper {
         let reachable = answers && !self.refusals.is_on();
         if self.view.load().reachable != reachable {
             self.view.rcu(|view| View { reachable, ..View::clone(view) });
+        }
+    }
+
+    /// Shows the workers the clock, which bounds their calls. Not only when sales are opened, since that needs the ledger.
+    fn show_clock(&self) {
+        let clock = self.servers.clock();
+        if is_outdated(&self.view.load().clock, &clock, self.servers.now()) {
+            self.view.rcu(|view| View { clock, ..View::clone(view) });
         }
     }
 

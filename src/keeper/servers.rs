@@ -3,7 +3,7 @@
 //! Owns the ways to the ledger and to Redis, the checked clock of Redis, and the use of the openers' lock. Invariant: the lock is
 //! released when the work that was done under it ends, however it ends. Leaves to the other files what is asked of the servers.
 
-use super::clock::CheckedClock;
+use super::clock::{CheckedClock, PATIENCE};
 use super::error::KeeperError;
 use super::sale_store::SaleStore;
 use super::time::TimeSource;
@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 pub(super) const SHORT_WAIT: Duration = Duration::from_millis(100);
 /// How often the holder of the openers' lock gives a sign of life: its session ends after three seconds of silence.
 const SIGN_EVERY: Duration = Duration::from_millis(500);
+/// How often an instance that starts compares the clocks while they differ.
+const COMPARE_EVERY: Duration = Duration::from_millis(200);
 
 /// The servers.
 pub(super) struct Servers {
@@ -58,15 +60,39 @@ impl Servers {
         Ok(self.clock.take_in(self.time.now(), shown_ms, || false))
     }
 
-    /// Reads Redis' clock. Where it has jumped ahead, asks the ledger whether its clock shows the same. Says whether the time that
-    /// is believed has changed by more than the workers' calls allow for.
-    pub(super) fn look_at_clock(&mut self) -> Result<bool, KeeperError> {
+    /// Waits until Redis' clock and the ledger's agree, for [`PATIENCE`] at most; then Redis' clock counts. For an instance that has
+    /// not read the clock yet: while one of the two is wrong, it would open and sell sales of another time.
+    pub(super) fn await_clocks(&mut self) -> Result<(), KeeperError> {
+        let (begun, mut is_told) = (self.now(), false);
+        loop {
+            let apart_ms = self.store.time_ms()?.abs_diff(self.ledger.clock_ms()?);
+            if apart_ms <= CLOCK_TOLERANCE_MS {
+                return Ok(());
+            }
+            if self.now().saturating_duration_since(begun) >= PATIENCE {
+                tracing::error!(
+                    "Redis' clock and the ledger's still differ by {apart_ms} ms: sales go by Redis' clock"
+                );
+                return Ok(());
+            }
+            if !is_told {
+                tracing::warn!(
+                    "Redis' clock and the ledger's differ by {apart_ms} ms: this instance starts when they agree, and in ten \
+                     seconds at the latest"
+                );
+                is_told = true;
+            }
+            self.time.sleep(COMPARE_EVERY);
+        }
+    }
+
+    /// Reads Redis' clock. Where it has jumped ahead, asks the ledger whether its clock shows the same.
+    pub(super) fn look_at_clock(&mut self) -> Result<(), KeeperError> {
         let Servers { ledger, store, time, clock, .. } = self;
-        let (before, at) = (clock.clock(), time.now());
         let shown_ms = store.time_ms()?;
         let confirm = || ledger.clock_ms().is_ok_and(|other_ms| other_ms.abs_diff(shown_ms) <= CLOCK_TOLERANCE_MS);
         clock.take_in(time.now(), shown_ms, confirm);
-        Ok(before.ms(at).abs_diff(clock.clock().ms(at)) > CLOCK_TOLERANCE_MS)
+        Ok(())
     }
 
     /// Redis' clock as it was believed last.

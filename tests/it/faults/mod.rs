@@ -3,6 +3,7 @@
 
 mod away;
 mod calls;
+mod clocks;
 mod damaged;
 mod foreign;
 mod instances;
