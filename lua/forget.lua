@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Throws away what a closed state holds, all facts of which the ledger has by now, and leaves the fence. (A hold that
+-- Throws away what a closed state holds, all facts of which the ledger has by now, and leaves the fence and the sale's
+-- time, which the ledger does not have: a rebuild that is begun anew needs it. (A hold that
 -- was put back has its first expiry there.)
 --
 -- KEYS   1 the sale's state (hash), 2 its queue (list); one hash tag
@@ -8,11 +9,12 @@
 -- Reply  'K' forgotten, 'N' no state, 'E <epoch>' it is not closed for this epoch; nothing was changed by the last two
 -- Holds  the state that is built next finds the memory of this one free
 
-local there = redis.call('HMGET', KEYS[1], 'epoch', 'status')
+local there = redis.call('HMGET', KEYS[1], 'epoch', 'status', 'clock')
 if not there[1] then return 'N' end
 if there[1] ~= ARGV[1] or there[2] ~= 'closed' then return 'E ' .. there[1] end
 redis.call('UNLINK', KEYS[1], KEYS[2])
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'status', 'closed')
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'ledger', ARGV[3]) end
+if there[3] then redis.call('HSET', KEYS[1], 'clock', there[3]) end
 redis.call('EXPIREAT', KEYS[1], ARGV[2])
 return 'K'

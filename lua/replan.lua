@@ -1,17 +1,16 @@
 -- Gives a sale that has not begun the terms that the ledger has for it.
 --
 -- KEYS   1 the sale's state (hash)
--- ARGV   1 the epoch, 2 items, 3 limit, 4 hold time (ms)
+-- ARGV   1 the epoch, 2 the latest that the clock may show (unix ms), 3 items, 4 limit, 5 hold time (ms)
 -- Reply  'K' it has them, 'T <now>' it has begun, or has holds
 --        'N', 'E <epoch>', 'C <status>' as in checkout.lua; nothing was changed by any but 'K'
 -- Holds  free + held + purchased = items; the terms of a sale that has begun do not change
 
-local have = redis.call('HMGET', KEYS[1], 'epoch', 'status', 'start', 'clock', 'taken', 'purchased')
+local have = redis.call('HMGET', KEYS[1], 'epoch', 'status', 'start', 'clock', 'taken', 'purchased', 'end')
 if not have[1] then return 'N' end
 if have[1] ~= ARGV[1] then return 'E ' .. have[1] end
 if have[2] ~= 'open' then return 'C ' .. have[2] end
-local time = redis.call('TIME')
-local now = math.max(time[1] * 1000 + math.floor(time[2] / 1000), tonumber(have[4]))
+local now = sale_time(tonumber(have[4]), nil, tonumber(have[7]), tonumber(ARGV[2]))
 if now >= tonumber(have[3]) or have[5] ~= '0' or have[6] ~= '0' then return 'T ' .. now end
-redis.call('HSET', KEYS[1], 'items', ARGV[2], 'free', ARGV[2], 'limit', ARGV[3], 'hold', ARGV[4])
+redis.call('HSET', KEYS[1], 'items', ARGV[3], 'free', ARGV[3], 'limit', ARGV[4], 'hold', ARGV[5])
 return 'K'

@@ -54,6 +54,9 @@ pub struct HoldMerge {
     known: BTreeMap<u64, HoldFacts>,
     /// Facts that only Redis has: to be written.
     pub missing: Vec<Record>,
+    /// The time that the sale had reached in Redis, unix milliseconds; 0 if no state says it. It may be later than all that
+    /// is recorded: holds have expired by it.
+    pub reached_ms: u64,
 }
 
 impl HoldMerge {
@@ -73,14 +76,15 @@ impl HoldMerge {
         self.known.insert(number, HoldFacts { expires_ms, purchased_ms, ..known });
     }
 
-    /// The last moment that anything is recorded of. New holds must not expire before those that are there.
+    /// The time that the sale has come to, by what is recorded and by what Redis says. New holds must not expire before
+    /// those that are there.
     fn latest(&self, terms: &Terms) -> u64 {
         let moments = self.known.values().map(|known| {
             let renewed =
                 if known.expires_ms < terms.ends_ms { known.expires_ms.saturating_sub(terms.hold_ms) } else { 0 };
             known.taken_ms.max(known.purchased_ms.unwrap_or(0)).max(renewed)
         });
-        moments.max().unwrap_or(0)
+        moments.max().unwrap_or(0).max(self.reached_ms)
     }
 
     /// The sale at `now_ms`: all purchases, and the oldest holds that the rest of the stock and the users' limits allow.
@@ -174,6 +178,15 @@ mod tests {
         let rebuilt = union.rebuild(&terms, 55);
         assert_eq!((rebuilt.holds[&1].1, rebuilt.holds[&2].1), (HoldState::Expired, HoldState::Held));
         assert_eq!((rebuilt.clock_ms, rebuilt.misfits.len()), (61, 0));
+    }
+
+    #[test]
+    fn a_time_that_nothing_is_recorded_of() {
+        let terms = Terms { sale: SaleId(0), items: 1, user_limit: 9, hold_ms: 10, starts_ms: 0, ends_ms: 1000 };
+        let mut union = HoldMerge { reached_ms: 60, ..HoldMerge::default() };
+        union.redis(1, known(60, None), true);
+        let rebuilt = union.rebuild(&terms, 55);
+        assert_eq!((rebuilt.holds[&1].1, rebuilt.clock_ms), (HoldState::Expired, 60));
     }
 
     #[test]

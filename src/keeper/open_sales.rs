@@ -157,7 +157,8 @@ impl OpenSales {
         for row in rows.iter().filter(|row| row.terms.ends_ms > now_ms) {
             // The ledger's terms come to Redis here, whichever instance changed them and whatever has become of it.
             if row.opened && row.terms.starts_ms > now_ms && !servers.store.has_terms(&row.terms)? {
-                servers.store.replan(&row.terms, epoch)?;
+                let latest_ms = servers.latest_ms();
+                servers.store.replan(&row.terms, epoch, latest_ms)?;
             }
             if !self.open.contains(&row.terms) {
                 self.open_one(servers, epoch, row, now_ms)?;

@@ -56,6 +56,7 @@ fn merge(servers: &mut Servers, terms: &Terms, epoch: u64) -> Result<(RebuiltSal
         let (store, mut alive) = servers.store_and_alive();
         store.holds(terms.sale, each, &mut alive)?
     };
+    union.reached_ms = if is_foreign { 0 } else { servers.store.reached_ms(terms)? };
     add_missing(servers, terms.sale, epoch, &union.missing)?;
     let now_ms = servers.now_ms()?;
     let rebuilt = union.rebuild(terms, now_ms);

@@ -29,8 +29,8 @@ impl Store {
     }
 
     /// Gives the state of a sale the ledger's `terms`. `Ok(false)` if it has begun, or is not open under `epoch`.
-    pub fn replan(&mut self, terms: &Terms, epoch: u64) -> Result<bool, KeeperError> {
-        let reply: Vec<u8> = self.ask(&replan::call(terms, epoch))?;
+    pub fn replan(&mut self, terms: &Terms, epoch: u64, latest_ms: u64) -> Result<bool, KeeperError> {
+        let reply: Vec<u8> = self.ask(&replan::call(terms, epoch, latest_ms))?;
         Ok(replan::read(&reply) == Some(Ok(())))
     }
 
@@ -150,14 +150,17 @@ impl SaleStore for Store {
     fn has_terms(&mut self, terms: &Terms) -> Result<bool, KeeperError> {
         Store::has_terms(self, terms)
     }
-    fn replan(&mut self, terms: &Terms, epoch: u64) -> Result<bool, KeeperError> {
-        Store::replan(self, terms, epoch)
+    fn replan(&mut self, terms: &Terms, epoch: u64, latest_ms: u64) -> Result<bool, KeeperError> {
+        Store::replan(self, terms, epoch, latest_ms)
     }
     fn close(&mut self, terms: &Terms, epoch: u64) -> Result<(), KeeperError> {
         Store::close(self, terms, epoch)
     }
     fn forget(&mut self, terms: &Terms, epoch: u64) -> Result<(), KeeperError> {
         Store::forget(self, terms, epoch)
+    }
+    fn reached_ms(&mut self, terms: &Terms) -> Result<u64, KeeperError> {
+        Store::reached_ms(self, terms)
     }
     fn counts(&mut self, sale: SaleId) -> Result<Option<Counts>, KeeperError> {
         Store::counts(self, sale)

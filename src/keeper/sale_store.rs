@@ -49,14 +49,18 @@ pub trait SaleStore: Send {
     /// Whether the state of a sale has these terms.
     fn has_terms(&mut self, terms: &Terms) -> Result<bool, KeeperError>;
 
-    /// Gives the state of a sale that has not begun these terms. `Ok(false)` if it has begun, or is not open under `epoch`.
-    fn replan(&mut self, terms: &Terms, epoch: u64) -> Result<bool, KeeperError>;
+    /// Gives the state of a sale that has not begun these terms. `Ok(false)` if it has begun, or is not open under `epoch`. The clock
+    /// is not believed beyond `latest_ms`.
+    fn replan(&mut self, terms: &Terms, epoch: u64, latest_ms: u64) -> Result<bool, KeeperError>;
 
     /// Stops the sale from selling under an epoch older than `epoch`, whether there is a state or not.
     fn close(&mut self, terms: &Terms, epoch: u64) -> Result<(), KeeperError>;
 
     /// Drops the holds of the state that was closed for `epoch`. The ledger has all of them.
     fn forget(&mut self, terms: &Terms, epoch: u64) -> Result<(), KeeperError>;
+
+    /// The time that a sale has reached, unix milliseconds, also where its state is closed; 0 where no state says it.
+    fn reached_ms(&mut self, terms: &Terms) -> Result<u64, KeeperError>;
 
     /// How much `sale` has decided; `None` if there is no state of this ledger that can be read. What is decided after this call
     /// is later than `upto_ms` of its result.

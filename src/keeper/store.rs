@@ -183,6 +183,17 @@ impl Store {
         Ok(counts.filter(|_| !self.is_foreign(ledger)))
     }
 
+    /// The time that a sale has reached in Redis, unix milliseconds; 0 where no state says it.
+    pub fn reached_ms(&mut self, terms: &Terms) -> Result<u64, KeeperError> {
+        if self.ask::<String>(cmd("TYPE").arg(state_key(terms.sale)))? != "hash" {
+            return Ok(0);
+        }
+        let text: Option<Vec<u8>> = self.ask(cmd("HGET").arg(state_key(terms.sale)).arg(field::CLOCK))?;
+        let reached_ms = text.and_then(|text| std::str::from_utf8(&text).ok()?.parse::<u64>().ok());
+        // No script writes a later time.
+        Ok(reached_ms.filter(|at_ms| *at_ms < terms.ends_ms).unwrap_or(0))
+    }
+
     /// Calls `each` for every hold that Redis remembers of `sale`, for some twice. `alive` is asked after each chunk.
     /// Says whether all of them could be read. For a state that does not sell: the chunks are large ones.
     pub fn holds(

@@ -1,8 +1,10 @@
 //! What chance would hardly find: more expired holds than one call takes back, and late records.
 
-use crate::bench::{Bench, Told};
+use crate::bench::{Bench, Told, with_test_clock};
 use crate::state::State;
 use flashsale::domain::{HoldNumber, Id, Outcome, Terms};
+use flashsale::inventory::redis::scripts::layout::state_key;
+use flashsale::inventory::redis::scripts::replan::TEXT as REPLAN;
 use flashsale::keeper::merge::{HoldFacts, HoldMerge, RebuiltSale};
 use flashsale::keeper::sale_store::SaleStore;
 
@@ -222,4 +224,39 @@ fn a_keepers_connection_that_redis_ended_while_it_was_idle() {
     // As long as Redis waits before it ends an idle client.
     std::thread::sleep(std::time::Duration::from_secs(1));
     bench.store.look().unwrap();
+}
+
+#[test]
+fn the_terms_of_a_sale_ahead_change_while_the_clock_shows_too_much() {
+    let (mut bench, terms) = opened(5, 2);
+    let replan = |bench: &mut Bench, latest_ms: u64, items: u64| -> String {
+        let mut eval = redis::cmd("EVAL");
+        eval.arg(with_test_clock(REPLAN)).arg(1).arg(state_key(terms.sale)).arg(1).arg(latest_ms);
+        eval.arg(items).arg(9).arg(1_000).query(&mut bench.connection).unwrap()
+    };
+    // By the clock the sale has begun; by the caller it cannot have.
+    bench.send_clock(START_MS + 60_000);
+    bench.replies();
+    assert_eq!(replan(&mut bench, START_MS - 500, 7), "K");
+    let state = State::read(&mut bench.connection, &terms);
+    assert_eq!(["items", "free", "limit", "hold"].map(|name| state.number(name)), [7, 7, 9, 1_000]);
+    assert_eq!(replan(&mut bench, START_MS, 8), format!("T {START_MS}"));
+    bench.send_clock(START_MS - 1);
+    bench.replies();
+    assert_eq!(replan(&mut bench, u64::MAX, 9), "K", "the clock is right again");
+}
+
+#[test]
+fn the_time_of_a_sale_that_is_being_rebuilt() {
+    let (mut bench, terms) = opened(5, 2);
+    bench.send_clock(START_MS + 700);
+    bench.take(&terms, 0..1, "u");
+    bench.store.close(&terms, 2).unwrap();
+    let clock = |bench: &mut Bench| -> Option<u64> {
+        redis::cmd("HGET").arg(state_key(terms.sale)).arg("clock").query(&mut bench.connection).unwrap()
+    };
+    assert_eq!(clock(&mut bench), Some(START_MS + 700));
+    // If this attempt fails after it has thrown the state away, the next one still finds the time.
+    bench.store.forget(&terms, 2).unwrap();
+    assert_eq!(clock(&mut bench), Some(START_MS + 700));
 }

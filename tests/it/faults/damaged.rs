@@ -90,3 +90,26 @@ fn a_sale_ahead_of_another_type_that_is_found_at_start() {
     codes_still_work(&[app.addr()], &history);
     audit::check(&history, &stack.ledger(), &terms);
 }
+
+#[test]
+fn a_rebuilt_sale_keeps_its_time() {
+    let stack = Stack::new(Mode::Distributed);
+    let (terms, history) = (Terms { hold_seconds: 30, ..plenty() }, History::default());
+    let app = with_terms(stack.app(), &terms).start();
+    let Told::Granted(code) = ask(app.addr(), &history, |shopper| shopper.checkout("u", "i")) else {
+        panic!("no code: {:?}", history.words())
+    };
+    let state = format!("{{sale:{}}}:state", clock::sale(terms.sale_seconds));
+    // As if Redis' clock had shown this time and had gone back since: the hold was over, and stays so.
+    let later_ms = (clock::now() as u64 + 40) * 1000;
+    stack.redis_ref().run(&["HSET", &state, "clock", &later_ms.to_string()]);
+    let is_over = Told::Refused(400, "invalid_code".into());
+    let purchase = || decided(|| ask(app.addr(), &history, |shopper| shopper.purchase(&code))).0;
+    assert_eq!(purchase(), is_over);
+    stack.redis_ref().run(&["HSET", &state, "epoch", "7"]);
+    app.says("recovered: epoch 8", GOING_ON);
+    assert_eq!(purchase(), is_over, "after the sale was rebuilt");
+    let rebuilt_ms: u64 =
+        redis::cmd("HGET").arg(&state).arg("clock").query(&mut stack.redis_ref().connection()).unwrap();
+    assert!(rebuilt_ms >= later_ms, "{rebuilt_ms} {later_ms}");
+}

@@ -6,12 +6,13 @@ use crate::domain::Terms;
 use redis::Cmd;
 
 /// The script.
-pub const TEXT: &str = include_str!("../../../../lua/replan.lua");
+pub const TEXT: &str = concat!(include_str!("../../../../lua/time.lua"), include_str!("../../../../lua/replan.lua"));
 
-/// Gives the sale the items, the limit and the hold time of `terms`.
-pub fn call(terms: &Terms, epoch: u64) -> Cmd {
+/// Gives the sale the items, the limit and the hold time of `terms`. Redis' clock is not believed beyond `latest_ms` (unix
+/// milliseconds).
+pub fn call(terms: &Terms, epoch: u64, latest_ms: u64) -> Cmd {
     let mut call = eval(TEXT, &[&state_key(terms.sale)]);
-    call.arg(epoch).arg(terms.items).arg(terms.user_limit).arg(terms.hold_ms);
+    call.arg(epoch).arg(latest_ms).arg(terms.items).arg(terms.user_limit).arg(terms.hold_ms);
     call
 }
 
