@@ -80,23 +80,45 @@ impl Reconciliation {
     /// Reconciles for a while. One instance at a time does it; the others come back with their next comparison. Returns the sales
     /// that were cleared away from Redis.
     pub(super) fn run(&mut self, servers: &mut Servers, present: &Present<'_>) -> Result<Vec<SaleId>, KeeperError> {
-        let (begun, mut cleared) = (servers.now(), Vec::new());
-        // What a worker found odd comes first: nothing may be sold meanwhile.
-        while self.is_busy() && servers.now().saturating_duration_since(begun) < TURN && present.suspicions.is_empty() {
-            let taken = servers.ledger.lock_reconciling().map_err(KeeperError::from);
-            match taken.and_then(|taken| if taken { self.step(servers, present, &mut cleared) } else { Ok(false) }) {
-                Ok(true) => {}
-                Ok(false) => self.give_up(servers),
-                Err(why) => {
-                    self.give_up(servers);
-                    return Err(why);
-                }
+        let mut cleared = Vec::new();
+        if self.is_busy() {
+            let done = self.turn(servers, present, &mut cleared);
+            if !matches!(done, Ok(true)) {
+                self.give_up(servers);
             }
+            done?;
         }
         if !self.is_busy() {
             servers.ledger.unlock_reconciling();
         }
         Ok(cleared)
+    }
+
+    /// Reconciles for [`TURN`], and writes what it has found: a row that is missing does not wait until all rows are read.
+    /// `Ok(false)` if another instance reconciles, or if what was read is of no more use.
+    fn turn(
+        &mut self,
+        servers: &mut Servers,
+        present: &Present<'_>,
+        cleared: &mut Vec<SaleId>,
+    ) -> Result<bool, KeeperError> {
+        let begun = servers.now();
+        // Asked for once a turn: two instances that reconcile at the same time do nothing wrong, only the same twice.
+        if !servers.ledger.lock_reconciling()? {
+            return Ok(false);
+        }
+        // What a worker found odd comes first: nothing may be sold meanwhile.
+        while self.is_busy() && servers.now().saturating_duration_since(begun) < TURN && present.suspicions.is_empty() {
+            if !self.step(servers, present, cleared)? {
+                return Ok(false);
+            }
+        }
+        match &mut self.current {
+            Some(progress) if !progress.missing.is_empty() && present.suspicions.is_empty() => {
+                progress.write_missing(servers, present.open)
+            }
+            _ => Ok(true),
+        }
     }
 
     /// One step. `Ok(false)` if what was read is of no more use.

@@ -17,6 +17,9 @@ use crate::inventory::{Progress, identity};
 use crate::ledger::LedgerId;
 use redis::{Pipeline, cmd};
 
+/// Late records that one script call decides.
+const OFFERED: usize = 200;
+
 impl Store {
     /// Whether the state of a sale has the ledger's `terms`.
     pub fn has_terms(&mut self, terms: &Terms) -> Result<bool, KeeperError> {
@@ -100,16 +103,23 @@ impl Store {
         latest_ms: u64,
         records: &[RecordRef<'_>],
     ) -> Result<Option<Vec<bool>>, KeeperError> {
-        let call = offer::call(sale, epoch, latest_ms, records.iter().copied());
-        let reply: Vec<u8> = self.ask(&call)?;
-        match offer::read(&reply, records.len()) {
-            Some(Ok(fits)) => Ok(Some(fits)),
-            Some(Err(Refusal::NotOn(_))) => Ok(None),
-            _ => {
-                let words = words(&reply);
-                Err(KeeperError::Redis(format!("{} cannot take late records now: Redis says {words}", sale.named())))
+        let mut pipe = Pipeline::new();
+        for chunk in records.chunks(OFFERED) {
+            pipe.add_command(offer::call(sale, epoch, latest_ms, chunk.iter().copied()));
+        }
+        let replies: Vec<Vec<u8>> = self.run(|connection| pipe.query(connection))?;
+        let mut all = Vec::with_capacity(records.len());
+        for (chunk, reply) in records.chunks(OFFERED).zip(&replies) {
+            match offer::read(reply, chunk.len()) {
+                Some(Ok(fits)) => all.extend(fits),
+                Some(Err(Refusal::NotOn(_))) => return Ok(None),
+                _ => {
+                    let (sale, words) = (sale.named(), words(reply));
+                    return Err(KeeperError::Redis(format!("{sale} cannot take late records now: Redis says {words}")));
+                }
             }
         }
+        Ok(Some(all))
     }
 }
 

@@ -80,8 +80,9 @@ pub trait SaleStore: Send {
     /// Returns to the stock of an open sale the items of all holds that have expired. The clock is not believed beyond `latest_ms`.
     fn expire_due(&mut self, terms: &Terms, epoch: u64, latest_ms: u64) -> Result<(), KeeperError>;
 
-    /// Offers an open sale records that were decided under an older epoch: whether each of them is in the state now. `None` if the
-    /// sale has ended.
+    /// Offers an open sale records that were decided under an older epoch, all of them in one round trip: whether each of them is in
+    /// the state now. `None` if the sale has ended, also if it ends in between. Not atomic as a whole: where it fails or the sale
+    /// ends, some of the records may be in the state, and a repetition finds them there.
     fn offer(
         &mut self,
         sale: SaleId,

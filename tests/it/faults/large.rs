@@ -16,7 +16,8 @@ fn hold_in_redis(stack: &Stack, terms: &Terms, count: u64) {
         local taken = time[1] * 1000 - 10000
         local expires = taken + tonumber(redis.call('HGET', state, 'hold'))
         for i = first, first + count - 1 do
-          local number, user = 4398046511104 * 9000 + i, 'x' .. i
+          -- Instance 1000's: below 2^53, where Lua's numbers are exact.
+          local number, user = 4398046511104 * 1000 + i, 'x' .. i
           number = string.format('%.0f', number)
           redis.call('RPUSH', queue, number .. ':' .. expires .. ':' .. user)
           redis.call('HSET', state, 'h:' .. number, 'H' .. taken .. ':' .. expires .. ':0:' .. #user .. ':' .. user .. 'i',
@@ -36,7 +37,7 @@ fn hold_in_redis(stack: &Stack, terms: &Terms, count: u64) {
 
 /// Adds `count` holds to the running sale's ledger.
 fn hold_in_ledger(stack: &mut Stack, terms: &Terms, count: i64) {
-    let add = "INSERT INTO ledger_holds SELECT $1, 39582418599936000 + i, int8send(i) || int8send(i), 'x' || i, 'i',
+    let add = "INSERT INTO ledger_holds SELECT $1, 4398046511104000 + i, int8send(i) || int8send(i), 'x' || i, 'i',
         now(), now() + interval '1 hour' FROM generate_series(1::bigint, $2) AS i";
     let sale = clock::sale(terms.sale_seconds).cast_signed();
     stack.postgres().client().execute(add, &[&sale, &count]).unwrap();
@@ -85,4 +86,56 @@ fn rebuilt_through_a_slow_link() {
     let held: u64 = redis::cmd("HGET").arg(&state).arg("held").query(&mut stack.redis().connection()).unwrap();
     assert!(held > 100_000, "{held} holds were rebuilt");
     codes_still_work(&[app.addr()], &history);
+}
+
+#[test]
+fn rows_are_written_while_more_are_looked_for() {
+    let mut stack = Stack::alone(Mode::Distributed);
+    let (terms, history) = (large(300_000), History::default());
+    let app = with_terms(stack.app(), &terms).start();
+    sells_at(app.addr(), &history);
+    hold_in_ledger(&mut stack, &terms, 200_000);
+    hold_in_redis(&stack, &terms, 200_000);
+    // The sale's time is that of its last decision: now it is later than all of these rows.
+    sells_at(app.addr(), &history);
+    let mut client = stack.postgres().client();
+    let lost = client.execute("DELETE FROM ledger_holds WHERE user_id LIKE 'x%' AND hold % 400 = 0", &[]).unwrap();
+    assert_eq!(lost, 500);
+    app.says("records that only Redis had were written", GOING_ON * 6);
+    let look =
+        "SELECT count(*), count(DISTINCT xmin::text) FROM ledger_holds WHERE user_id LIKE 'x%' AND hold % 400 = 0";
+    let row = client.query_one(look, &[]).unwrap();
+    let (rows, transactions): (i64, i64) = (row.get(0), row.get(1));
+    println!("{rows} rows in {transactions} transactions");
+    assert_eq!(rows, 500);
+    assert!(transactions > 1, "the first rows do not wait for the last");
+}
+
+#[test]
+fn late_records_through_a_slow_link() {
+    let mut stack = Stack::alone(Mode::Distributed);
+    let (terms, history) = (large(200_000), History::default());
+    let (link, postgres) = (Proxy::to(stack.redis().addr()), Proxy::to(local(stack.postgres().port())));
+    let dsn = stack.postgres().dsn_at(postgres.addr().port());
+    let far = stack.app().env("POSTGRES_DSN", dsn).env("REDIS_ADDR", link.addr());
+    let far = with_terms(far, &terms).start();
+    let near = with_terms(stack.app(), &terms).start();
+    postgres.hold(true);
+    let take = |shopper: &mut Shopper<'_>| {
+        let user = format!("u{}-{}", shopper.number, shopper.round);
+        assert!(matches!(shopper.checkout(&user, "i"), Told::Granted(_)));
+        shopper.round < 999
+    };
+    load(&[far.addr()], 20, &history, take, |_| {});
+    link.delay(Duration::from_millis(25));
+    stack.redis().wipe();
+    sells_at(near.addr(), &history);
+    postgres.hold(false);
+    let begun = Instant::now();
+    sells_at(far.addr(), &history);
+    println!("sells {:.1?} after it reaches Postgres again, with {} codes", begun.elapsed(), history.codes().len());
+    far.says("late records are settled", GOING_ON);
+    poll("all rows", GOING_ON * 2, || (stack.ledger().rows().attempts.len() == history.codes().len()).then_some(()));
+    codes_still_work(&[near.addr(), far.addr()], &history);
+    audit::check(&history, &stack.ledger(), &terms);
 }
