@@ -1,9 +1,9 @@
 //! One-time codes: minting and opening, and the numbers of the holds that they name.
 //!
-//! A code is one AES-128 block (FIPS 197) over the sale, the hold's number and check bits, written as 32 hex
-//! digits. Whoever lacks the key can neither guess one nor forge one: 32 check bits refuse a forged block without
-//! asking anybody, and what slips through (one in 2^32) still names no hold. Refuses to know where the key is
-//! kept and what a hold is worth.
+//! A code is one AES-128 block (FIPS 197) over the sale, the hold's number and check bits, written as 32 hex digits.
+//! Invariant: without the key a code can be neither guessed nor forged. The 32 check bits refuse a forged block without a
+//! look-up; the one in 2^32 that passes them names no hold. Leaves the key's place to the ledger, and holds to the
+//! inventory.
 
 use crate::domain::{HoldKey, HoldNumber, SaleId};
 use aes::Aes128;
@@ -11,9 +11,9 @@ use aes::cipher::{Block, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How many bytes the key has.
+/// The key's length in bytes.
 pub const KEY_BYTES: usize = 16;
-/// How many characters a code has.
+/// A code's length in characters: one hex digit for four bits.
 pub const CODE_CHARS: usize = 32;
 
 /// Bits of a hold number that count within an instance: at 100,000 checkouts a second, 2.7 years.
@@ -31,7 +31,7 @@ const _: () = assert!(SALE_BITS + INSTANCE_BITS + COUNTER_BITS + 32 == 128);
 pub const MAX_INSTANCE: u64 = (1 << INSTANCE_BITS) - 1;
 /// How many hold numbers an instance has.
 pub const MAX_COUNTER: u64 = (1 << COUNTER_BITS) - 1;
-/// The last sale whose codes fit a block.
+/// The greatest id of a sale whose codes fit a block.
 pub const MAX_SALE: u64 = (1 << SALE_BITS) - 1;
 
 /// A new key for codes, from the operating system: a code is worth no more than its key is hard to guess. Fails where the system
@@ -47,38 +47,38 @@ pub fn hold_number(instance: u64, counter: u64) -> Option<HoldNumber> {
     (instance <= MAX_INSTANCE && counter <= MAX_COUNTER).then_some(HoldNumber(instance << COUNTER_BITS | counter))
 }
 
-/// The numbers of the holds that one life of an instance gives out.
+/// The numbers of holds that an instance gives out between its start and its end.
 ///
-/// They start at a random place of the counter's space and rise by one, past its end to its beginning. A ledger that was
-/// restored from a backup gives out an instance's number again, and remembers nothing of the holds that an earlier life
-/// under that number has taken since. If the earlier life took `n` holds in a sale and the later one takes `m` in the same
-/// sale, the chance that any number is given out twice is below `(n + m) / 2^43`: with a million holds each, one in 4.4
-/// million such restores.
+/// They start at a random place of the counter's space and rise by one, past its end to its beginning. The reason is a
+/// ledger that was restored from a backup: it gives out an instance's number again, and does not have the holds that an
+/// earlier instance with that number took since. If the earlier instance took `n` holds in a sale and the later one takes
+/// `m` in the same sale, the chance that any number is given out twice is below `(n + m) / 2^43`: with a million holds
+/// each, one in 4.4 million such restores.
 #[derive(Debug)]
 pub struct HoldNumbers {
     instance: u64,
-    /// The first one's counter.
+    /// The counter of the first number.
     start: u64,
-    /// The next one's, not yet folded back into the counter's space.
+    /// The counter of the next number, not yet reduced to the counter's bits.
     next: AtomicU64,
 }
 
 impl HoldNumbers {
-    /// Those of a life that begins now. Fails where the system gives no random bytes.
+    /// Numbers for an instance that starts now, from a random place on. Fails if the system gives no random bytes.
     pub fn new(instance: u64) -> Result<HoldNumbers, getrandom::Error> {
         let mut bytes = [0; 8];
         getrandom::fill(&mut bytes)?;
         Ok(HoldNumbers::starting_at(instance, u64::from_le_bytes(bytes)))
     }
 
-    /// Those from a counter on, of which the bits that fit count.
+    /// Numbers from the counter `start` on, of which the lowest 43 bits count.
     pub fn starting_at(instance: u64, start: u64) -> HoldNumbers {
         let start = start & MAX_COUNTER;
         HoldNumbers { instance, start, next: AtomicU64::new(start) }
     }
 
-    /// Takes `count` numbers that follow each other and returns the first. `None` once all of this life are used up, or
-    /// where the instance's number does not fit a hold's.
+    /// Takes `count` consecutive numbers and returns the first. `None` once all numbers of this instance are used up, or if
+    /// the instance's own number does not fit.
     pub fn take(&self, count: u64) -> Option<HoldNumber> {
         loop {
             let first = self.next.fetch_add(count, Ordering::Relaxed);
@@ -87,7 +87,7 @@ impl HoldNumbers {
                 return None;
             }
             let counter = first & MAX_COUNTER;
-            // Numbers in a row do not lie on both sides of the end: what is left there is not used.
+            // Consecutive numbers do not cross the end of the counter's space: those that are left before it stay unused.
             if counter + count <= MAX_COUNTER + 1 {
                 return hold_number(self.instance, counter);
             }

@@ -108,13 +108,13 @@ const REDIS_FORM: &str = "host:port or redis://[user:password@]host:port/db";
 /// The form of `POSTGRES_DSN`; what is in it is read by the ledger.
 pub const DSN_FORM: &str =
     "a libpq connection string (host=HOST dbname=NAME user=USER) or URL (postgres://user:password@host:port/dbname)";
-/// Stock and limits stay integers in Lua's doubles, with room to add.
+/// Stock and limits stay exact integers in Lua's doubles, also after additions.
 const MAX_ITEMS: u64 = 1_000_000_000_000;
 /// A year: a sale's keys live a week longer.
 const MAX_SECONDS: u64 = 366 * 24 * 3600;
-/// An hour: no load balancer looks less often, and a stop that takes longer is taken for one that hangs.
+/// An hour: load balancers check far more often, and a supervisor takes a longer stop for one that hangs.
 const MAX_DRAIN_SECONDS: u64 = 3600;
-/// The event loops' table holds 128 without allocating; nobody has asked for more.
+/// The event loops' table holds 128 without allocating, and no machine has needed more yet.
 const MAX_WORKERS: u64 = 128;
 /// Each connection's stack takes two memory mappings, of which Linux allows 65,530 by default: the 32,740th spawn
 /// panics. What is left is for the threads.
@@ -123,7 +123,7 @@ const MAX_CONNECTIONS: u64 = 32_000;
 const _: () = assert!((MAX_CONNECTIONS + 84) * 2 < 65_530 - 1_000);
 const _: () = assert!(MAX_ITEMS < 1 << 52);
 
-/// Who must have a purchase before it is answered.
+/// Which servers must have a purchase before it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PurchaseAck {
     /// Redis alone.
@@ -158,12 +158,12 @@ pub enum Backends {
     },
 }
 
-/// What the sales of this instance are like, where none has been opened yet.
+/// The terms of the hourly sales that this instance plans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SaleSettings {
-    /// Items on sale.
+    /// The stock: items on sale.
     pub items: u64,
-    /// Items to a user.
+    /// The most items that one user may hold and have purchased.
     pub user_limit: u64,
     /// How long a sale lasts, in milliseconds.
     pub sale_ms: u64,
@@ -173,34 +173,34 @@ pub struct SaleSettings {
 
 /// The settings, checked.
 pub struct Config {
-    /// Where shoppers connect.
+    /// The address of the public listener.
     pub address: SocketAddr,
-    /// Health and metrics.
+    /// The address of the admin listener: health and metrics.
     pub admin_address: SocketAddr,
     /// Where decisions and records go.
     pub backends: Backends,
-    /// What sales are like.
+    /// The terms of the hourly sales.
     pub sale: SaleSettings,
-    /// How many worker threads.
+    /// The number of worker threads.
     pub workers: usize,
-    /// How long Redis may take.
+    /// How long Redis may take for an answer.
     pub redis_timeout: Duration,
-    /// Who must have a purchase before it is answered.
+    /// Which servers must have a purchase before it is answered.
     pub purchase_ack: PurchaseAck,
-    /// Connections served at once.
+    /// The most connections that are served at once.
     pub max_connections: usize,
-    /// How long an instance that is to end serves on.
+    /// How long an instance that was told to end serves on.
     pub drain: Duration,
-    /// The operator's items.
+    /// The file with the operator's items; `None` if every id is an item.
     pub catalog_file: Option<PathBuf>,
-    /// What is logged, as a filter that has been checked.
+    /// The log filter, checked.
     pub log: String,
-    /// Environment variables that are not read, each with the name of the setting that it nearly is.
+    /// Environment variables that are not read, each with the setting whose name is nearly the same.
     pub misspelt: Vec<(String, String)>,
 }
 
 impl Config {
-    /// Reads flags and environment. `--help` and `--version` print and end the process, and so does what clap itself
+    /// Reads flags and environment. `--help` and `--version` print and end the process, and so does an argument that clap
     /// refuses, with status 2.
     pub fn read() -> Result<Config, String> {
         let args = Args::try_parse().unwrap_or_else(|e| refuse(e));
@@ -247,7 +247,8 @@ impl Config {
     }
 }
 
-/// Two sockets can be bound to one port: only listening would tell, when the sales are open already.
+/// Refuses one port for both listeners. Two sockets can be bound to one port: only listening would fail, when the sales are
+/// open already.
 fn check_ports(public: SocketAddr, admin: SocketAddr) -> Result<(), String> {
     let overlap = public.ip() == admin.ip() || public.ip().is_unspecified() || admin.ip().is_unspecified();
     if overlap && public.port() == admin.port() {
@@ -256,7 +257,7 @@ fn check_ports(public: SocketAddr, admin: SocketAddr) -> Result<(), String> {
     Ok(())
 }
 
-/// The variables there are that are nearly one of the settings.
+/// The variables in the environment whose names are nearly one of the settings'.
 fn misspelt_variables() -> Vec<(String, String)> {
     let command = Args::command();
     let ours: Vec<&str> = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
@@ -267,9 +268,8 @@ fn misspelt_variables() -> Vec<(String, String)> {
 /// The levels that a filter may have.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// A filter without blanks around its parts, each of which is a level or begins with a module of this program. The library
-/// takes any word for the name of a module, and would then log nothing of what was asked for. Nor does it do so for
-/// modules of other programs.
+/// `filter` without blanks around its parts; `None` unless each part is a level or names a module of this program. The
+/// library accepts any word as the name of a module, and would then silently log nothing for it.
 fn log_filter(filter: &str) -> Option<String> {
     let parts: Vec<&str> = filter.split(',').map(str::trim).collect();
     let is_good = |part: &&str| {
@@ -288,8 +288,8 @@ pub const ADMIN_CONNECTIONS: usize = 64;
 /// Descriptors of this process that are neither connections nor a worker's: files, listeners, the ledger's sessions, and the
 /// connections that the two servers have above their bounds for moments (84 at most).
 const OTHER_DESCRIPTORS: usize = 128;
-/// Descriptors of a worker: its event loop's two, bells, a timer, its connection to Redis; and as numbers of its residue
-/// are looked for, some that stay free between them.
+/// Descriptors of a worker: its event loop's two, bells, a timer, its connection to Redis, and some that stay open for
+/// moments while a descriptor is sought whose home worker it is.
 const WORKER_DESCRIPTORS: usize = 8;
 
 fn check_descriptors(workers: usize, connections: usize) -> Result<(), String> {
@@ -310,7 +310,7 @@ fn check_descriptors(workers: usize, connections: usize) -> Result<(), String> {
     ))
 }
 
-/// Prints what clap has to say. An error is one line, and names the variable.
+/// Prints clap's message and ends the process. An error is one line, and names the variable.
 fn refuse(error: clap::Error) -> ! {
     if !error.use_stderr() {
         error.exit();

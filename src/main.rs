@@ -1,6 +1,7 @@
 //! The program: reads the settings, picks the backends, starts and stops everything in order.
 //!
-//! Alone names concrete backends. Refuses to know what a request means.
+//! Owns the exit code. Invariant: an error on the way to the start is one line on stderr. Leaves starting and stopping to
+//! `run`, which alone names concrete backends.
 
 mod run;
 
@@ -9,7 +10,7 @@ use flashsale::config::{Config, HealthCheck};
 use run::Failure;
 use std::process::ExitCode;
 
-/// The exit code of a wrong setting, clap's too: a supervisor need not try the same settings again.
+/// The exit code of a wrong setting, which clap uses too: a supervisor should not start again with the same settings.
 const WRONG_SETTING: u8 = 2;
 
 fn main() -> ExitCode {
@@ -21,12 +22,12 @@ fn main() -> ExitCode {
         Err(Failure::Setting(why)) => (why, ExitCode::from(WRONG_SETTING)),
         Err(Failure::Start(why)) => (why, ExitCode::FAILURE),
     };
-    // One line, whatever a driver had to say.
+    // One line, even if a driver's message has several.
     eprintln!("flashsale: {}", why.lines().collect::<Vec<_>>().join(" "));
     code
 }
 
-/// Prints what the instance says of its health. Succeeds if it can sell, or, where only that is asked, if it answers.
+/// Prints the instance's health. Succeeds if it can sell, or, with `--live`, if it answers at all.
 fn tell_health(check: &HealthCheck) -> ExitCode {
     match client::get(check.address(), "/health") {
         Ok(answer) => {

@@ -1,7 +1,8 @@
 //! Route, decide, respond: what a request means.
 //!
-//! Owns the routes, the status of every outcome and the texts of the answers; all of them are chosen here, in one
-//! place. Sees the inventory as a trait. Refuses to know sockets, Redis and SQL.
+//! Owns the routes, the status of every outcome and the texts of the answers: all of them are chosen here, in one place.
+//! Invariant: a request is submitted to the inventory at most once. Leaves decisions to the inventory, which it knows as a
+//! trait, and sockets to `http`.
 
 use crate::catalog::Catalog;
 use crate::code::{CODE_CHARS, Codes};
@@ -17,15 +18,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// How long a shopper's connection may be silent: longer than load balancers keep theirs (60 s), so that they close first.
+/// How long a shopper's connection may be silent: longer than load balancers keep idle connections (60 s), so that the load
+/// balancer closes first.
 const IDLE: Duration = Duration::from_secs(75);
 
-/// The headers of a picture: it never changes for an id unless a new version draws it differently, and it may
-/// neither be taken for a page nor load anything.
+/// The headers of a picture. Browsers may cache it for a day: an id's picture changes only with a new version of this
+/// program. Browsers must not take it for a page, and it may load nothing.
 const PICTURE_HEADERS: &str = "Cache-Control: public, max-age=86400\r\nX-Content-Type-Options: nosniff\r\n\
     Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'\r\n";
 
-/// The public service.
+/// The service of the public listener.
 pub struct Shop {
     inventory: Arc<dyn Inventory>,
     codes: Codes,
@@ -35,22 +37,22 @@ pub struct Shop {
     closing: AtomicBool,
 }
 
-/// What a connection keeps between requests.
+/// The state that a connection keeps between its requests: the place where its answers arrive.
 pub struct Session {
     waiter: Arc<Waiter>,
 }
 
-/// What there is to say.
+/// An answer that is decided and not written yet.
 pub enum Answer {
-    /// The inventory's word.
+    /// The inventory's decision, or a refusal in its place.
     Decided(Outcome),
     /// A parameter is missing or malformed.
     Invalid(ParamError),
-    /// A parameter is missing, and there is a body.
+    /// A parameter is missing, and the request has a body, where the client may have put it.
     InBody(ParamError),
-    /// To a load balancer that asks whether this is a server.
+    /// `OPTIONS /` and `OPTIONS *`, with which load balancers check an instance.
     Options,
-    /// To the same one, once this server is about to end.
+    /// The same, while this instance drains.
     Draining,
     /// The catalogue does not have the item.
     UnknownItem,
@@ -58,7 +60,7 @@ pub enum Answer {
     Picture(Id),
     /// No such path.
     NotFound,
-    /// The path is known, the method is not; `Allow` as a whole line.
+    /// A known path with a method that it does not have. Holds the whole header line `Allow`.
     WrongMethod(&'static str),
 }
 
@@ -68,16 +70,18 @@ impl Shop {
         Shop { inventory, codes, catalog, patience, draining: AtomicBool::new(false), closing: AtomicBool::new(false) }
     }
 
-    /// From now on load balancers are told to go elsewhere. All else is decided as before.
+    /// From now on `OPTIONS` is answered 503, so that load balancers send requests to other instances. All other requests
+    /// are decided as before.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// From now on nothing new is decided: the process is about to end.
+    /// From now on all requests are answered 503: the process is about to end.
     pub fn close(&self) {
         self.closing.store(true, Ordering::Relaxed);
     }
 
+    /// Submits `request` to the inventory. `None` if its answer comes later.
     fn ask(&self, session: &mut Session, request: &Request) -> Option<Answer> {
         if self.closing.load(Ordering::Relaxed) {
             return Some(Answer::Decided(Outcome::Unavailable));
@@ -97,7 +101,7 @@ impl Shop {
     fn purchase(&self, session: &mut Session, head: &Head<'_>) -> Option<Answer> {
         let code = match query::find(head.query, ["code"]) {
             Ok([code]) => code,
-            // Whatever cannot even be an id cannot be a code of ours; only a missing or repeated one is not an answer.
+            // A value that is no id is no code either: invalid_code. A missing or repeated one is invalid_request.
             Err(error) if error.is_malformed_value() => return Some(Answer::Decided(Outcome::InvalidCode)),
             Err(error) => return Some(invalid(error, head)),
         };
@@ -133,7 +137,7 @@ impl Service for Shop {
     }
 
     fn give_up(&self, session: &mut Session) -> Answer {
-        // A new ticket: an answer that still comes finds nobody.
+        // A new ticket: an answer with the old one is dropped when it comes.
         session.waiter.begin();
         Answer::Decided(Outcome::Unavailable)
     }
@@ -149,7 +153,7 @@ impl Service for Shop {
     fn render(&self, answer: &Answer, to: &mut Responder<'_>) {
         match answer {
             Answer::Decided(outcome) => self.render_outcome(outcome, to),
-            // Made of fixed names and texts, nothing of which JSON escapes.
+            // The text consists of fixed names and texts without characters that JSON escapes.
             Answer::Invalid(error) => to.refuse(400, ExtraHeader::None, "invalid_request", &error.to_string()),
             Answer::InBody(error) => {
                 let message = format!("{error}: parameters belong in the query, the body is not read");
@@ -172,11 +176,13 @@ impl Service for Shop {
     }
 }
 
+/// The answer to a request without the parameters that it needs.
 fn invalid(error: ParamError, head: &Head<'_>) -> Answer {
     let has_body = !matches!(head.body, Body::None | Body::Length(0));
     if has_body && error.problem == Problem::Missing { Answer::InBody(error) } else { Answer::Invalid(error) }
 }
 
+/// The answer to a request for a path that is neither `/checkout` nor `/purchase`.
 fn picture(path: &str, method: Method<'_>) -> Answer {
     let Some(raw) = path.strip_prefix("/items/").and_then(|rest| rest.strip_suffix(".svg")) else {
         return Answer::NotFound;
@@ -188,7 +194,7 @@ fn picture(path: &str, method: Method<'_>) -> Answer {
     }
 }
 
-/// Whole seconds, never too few and never none.
+/// Whole seconds, rounded up, at least one.
 fn seconds(ms: u64) -> u64 {
     ms.div_ceil(1000).max(1)
 }

@@ -1,6 +1,7 @@
 //! The operator's side: health and metrics, on an address of its own.
 //!
-//! Owns what an operator's tools are told. Never served on the public port. Refuses to decide anything.
+//! Owns the answers to an operator's tools. Invariant: none of its paths is served on the public port. Leaves all decisions
+//! to the inventory and the keeper.
 
 pub mod client;
 
@@ -20,36 +21,36 @@ use std::time::Duration;
 /// The content type of Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// How long a tool's connection may be silent: there are few places, and a probe must find one.
+/// How long a tool's connection may be silent: there are few places, and a health check must find a free one.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// The service on `ADMIN_ADDR`.
 pub struct Admin {
-    /// What may be sold.
+    /// The keeper's view: the epoch, the sales, and whether this instance may sell.
     pub view: SharedView,
-    /// Who decides.
+    /// The inventory, which knows whether its servers answer.
     pub inventory: Arc<dyn Inventory>,
-    /// The way to the ledger.
+    /// The way to the ledger, with its counters.
     pub recorder: Arc<Recorder>,
-    /// What has become of the public connections.
+    /// Reads the counts of the public connections.
     pub connections: Box<dyn Fn() -> Connections + Send + Sync>,
-    /// Whether the public server is on its way to the end.
+    /// Whether the public server drains or closes.
     pub is_draining: Box<dyn Fn() -> bool + Send + Sync>,
-    /// How many public answers of each of [`STATUSES`] were sent.
+    /// Reads how many public answers of each of [`STATUSES`] were sent.
     pub answers: Box<dyn Fn() -> [u64; STATUSES.len()] + Send + Sync>,
 }
 
-/// What there is to say.
+/// An answer of the admin listener.
 pub enum Answer {
     /// `GET /health`
     Health,
     /// `GET /metrics`
     Metrics,
-    /// To a tool that asks whether this is a server.
+    /// `OPTIONS /` and `OPTIONS *`.
     Options,
     /// No such path.
     NotFound,
-    /// Not a method of this path.
+    /// A known path with a method that it does not have.
     WrongMethod,
 }
 
@@ -69,7 +70,12 @@ impl Admin {
             ("selling", "gauge", "Whether checkouts can be decided.", u64::from(self.is_selling())),
             ("epoch", "gauge", "The epoch that this instance sells under.", view.epoch),
             ("sales_open", "gauge", "Sales that are open, those ahead included.", view.sales.len() as u64),
-            ("draining", "gauge", "Whether this instance is about to end.", u64::from((self.is_draining)())),
+            (
+                "draining",
+                "gauge",
+                "Whether this instance drains: it serves on and is about to end.",
+                u64::from((self.is_draining)()),
+            ),
             ("connections", "gauge", "Open public connections.", connections.open as u64),
             (
                 "connections_gave_way_total",
@@ -83,7 +89,12 @@ impl Admin {
                 "Connections that were refused, since MAX_CONNECTIONS were open and none was idle.",
                 connections.refused,
             ),
-            ("connection_panics_total", "counter", "Connections that ended by a panic.", connections.panicked),
+            (
+                "connection_panics_total",
+                "counter",
+                "Connections that were closed because their code panicked.",
+                connections.panicked,
+            ),
             (
                 "ledger_refusing",
                 "gauge",
@@ -98,8 +109,13 @@ impl Admin {
                 "Records that found the writer's channel full and are left to reconciliation.",
                 load(&counters.overflowed),
             ),
-            ("records_left", "gauge", "Of these, how many may not be in the ledger yet.", counters.left()),
-            ("records_stale_total", "counter", "Records of an older epoch.", load(&counters.stale)),
+            ("records_left", "gauge", "Overflowed records that may not be in the ledger yet.", counters.left()),
+            (
+                "records_stale_total",
+                "counter",
+                "Records that the ledger did not take because their epoch is over.",
+                load(&counters.stale),
+            ),
         ] {
             let _ = write!(
                 text,

@@ -1,16 +1,16 @@
-//! A name and a picture for an item nobody described: pure functions of its id.
+//! A generated name and picture for an item without an entry in a catalogue: pure functions of the item's id.
 //!
 //! Invariants: the same id gives the same bytes for ever (browsers cache the picture, shoppers remember the name), so the
-//! hash and the tables are fixed; the picture has no script and refers to nothing outside itself. Refuses to know
-//! catalogues and HTTP.
+//! hash and the tables are fixed; the picture has no script and refers to nothing outside itself. Leaves catalogues
+//! and HTTP to others.
 
 use crate::domain::Id;
 use std::fmt::Write;
 
-/// How much of an id stands in a generated name and below a picture, in characters.
+/// The most characters of an id in a generated name and below a picture.
 const SHOWN_CHARS: usize = 20;
 
-/// How much of a name fits a picture's width, in characters.
+/// The most characters of a name that fit a picture's width.
 const TITLE_CHARS: usize = 24;
 
 // No colours among them: the picture has its own.
@@ -20,7 +20,7 @@ const ADJECTIVES: [&str; 32] = [
     "Royal", "Smart", "Solar", "Sunny", "Swift", "Urban", "Velvet", "Vivid",
 ];
 
-/// What an item can be: nouns, and a drawing on a field from (40, 40) to (200, 160). `currentColor` is the item's deep colour.
+/// A kind of item: nouns for it, and a drawing on a field from (40, 40) to (200, 160). `currentColor` is the item's deep colour.
 struct Kind {
     nouns: [&'static str; 3],
     art: &'static str,
@@ -61,7 +61,7 @@ const BACKDROPS: [&str; 4] = [
     r##"<circle cx="120" cy="98" r="98" opacity=".12"/><circle cx="120" cy="98" r="72" opacity=".14"/>"##,
 ];
 
-/// What an id's hash picks.
+/// The choices that an id's hash makes.
 #[derive(Clone, Copy)]
 struct Look {
     adjective: &'static str,
@@ -69,7 +69,7 @@ struct Look {
     art: &'static str,
     backdrop: &'static str,
     hue: u64,
-    /// How far round the colour wheel the gradient goes, in degrees.
+    /// The angle on the colour wheel between the gradient's two colours, in degrees.
     turn: u64,
 }
 
@@ -90,7 +90,7 @@ impl Look {
     }
 }
 
-/// FNV-1a, and a last stir, since it leaves the high bits of short ids alike.
+/// FNV-1a with a final mix, since FNV-1a alone leaves the high bits of short ids alike.
 fn hash(bytes: &[u8]) -> u64 {
     let sum =
         bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, b| (sum ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
@@ -98,7 +98,7 @@ fn hash(bytes: &[u8]) -> u64 {
     sum ^ (sum >> 33)
 }
 
-/// Hands the pieces of the id's generated name to `push`, in order: so that writing a name allocates nothing.
+/// Hands the pieces of the id's generated name to `push`, in order, so that writing a name allocates nothing.
 pub(super) fn name_pieces(id: &Id, mut push: impl FnMut(&str)) {
     let look = Look::of(id);
     let (shown, cut) = shorten(id.as_str(), SHOWN_CHARS);
@@ -126,7 +126,7 @@ pub fn svg(id: &Id, name: &str) -> String {
     out
 }
 
-/// A generated name ends with the id, which stands on the line below anyway.
+/// The part of `name` for the picture's title. A generated name ends with the id, which the line below shows anyway.
 fn title<'n>(id: &Id, name: &'n str) -> &'n str {
     let Look { adjective, noun, .. } = Look::of(id);
     let own = adjective.len() + 1 + noun.len();

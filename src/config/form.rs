@@ -13,7 +13,7 @@ use std::ops::RangeInclusive;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-/// Reads a value that has been trimmed and is not empty; `None` if it does not have the form.
+/// Reads a value that was trimmed and is not empty; `None` if it does not have the form.
 type Read<T> = fn(&str) -> Option<T>;
 
 /// A value that is text.
@@ -25,7 +25,7 @@ pub struct Text<T> {
     secret: bool,
 }
 
-/// Text that `read` takes; `expected` says in a few words what that is.
+/// Text that `read` accepts; `expected` describes it in a few words.
 pub const fn text<T>(expected: &'static str, read: Read<T>) -> Text<T> {
     Text { expected, read, secret: false }
 }
@@ -50,11 +50,11 @@ pub const fn whole(what: &'static str, bounds: RangeInclusive<u64>) -> Whole {
 /// A path, which may be any bytes.
 #[derive(Clone)]
 pub struct AnyPath {
-    /// What it leads to.
+    /// A description of what the path leads to, for errors.
     pub expected: &'static str,
 }
 
-/// A value that is not accepted, as a line for the operator.
+/// Makes the error for a value that is not accepted: one line for the operator.
 struct Refused<'a> {
     command: &'a Command,
     arg: Option<&'a Arg>,

@@ -7,10 +7,10 @@ use super::form::text;
 use clap::Parser;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The word that the command line begins with.
+/// The first word of the command line.
 const WORD: &str = "health";
 
-/// What is to be asked, and where.
+/// A health check: the instance to ask, and the question.
 #[derive(Parser, Clone, Copy, Debug, PartialEq, Eq)]
 #[command(
     name = "flashsale health",

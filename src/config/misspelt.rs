@@ -7,7 +7,7 @@
 /// Names of fewer letters are compared without tolerance: `LOGS` may well be another program's.
 const MIN_LETTERS: usize = 5;
 
-/// The pairs of a name in `there` that is none of `ours`, and the one of `ours` that it is nearly.
+/// Each name in `there` that is nearly one of `ours`, but none of them, with that one.
 pub fn misspelt<'a>(ours: &[&'a str], there: impl Iterator<Item = String>) -> Vec<(String, &'a str)> {
     let strange = there.filter(|name| !ours.contains(&name.as_str()));
     let pairs =
@@ -26,7 +26,7 @@ fn letters(name: &str) -> Vec<char> {
     letters.replace("ADDRESS", "ADDR").chars().collect()
 }
 
-/// Whether one letter more, one less, another one, or two neighbours in the other order make `b` of `a`.
+/// Whether `b` is `a` with at most one letter more, one less, one replaced, or two neighbours swapped.
 fn within_one_edit(a: &[char], b: &[char]) -> bool {
     let same = a.iter().zip(b).take_while(|(a, b)| a == b).count();
     let (a, b) = (a.get(same..).unwrap_or_default(), b.get(same..).unwrap_or_default());

@@ -1,8 +1,8 @@
 //! Accepting: the one coroutine that takes connections in.
 //!
-//! Owns the listening socket and the bound on connections: when all places are taken, the connection that has been idle
-//! longest gives way, and without one the new connection is refused. Invariants: every connection that the kernel has let in
-//! is accepted before the socket is closed; never more than [`spare_connections`] are open above the bound.
+//! Owns the listening socket and the bound on connections: if all places are taken, the connection that has been idle
+//! longest is closed for the new one; if none is idle, the new one is refused. Invariants: each connection whose handshake
+//! the kernel has completed is accepted before the socket is closed; at most [`spare_connections`] are open above the bound.
 //! Leaves serving to the connections.
 
 use super::connection::Connection;
@@ -18,13 +18,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How many connections may have been told to give way and not have ended yet.
+/// How many connections may have to give way and not have ended yet.
 const GIVING_WAY_AT_ONCE: usize = 16;
-/// How many connections may be told at once, with time to receive it, that there is no room.
+/// How many refused connections may be open at once, so that they receive their refusal.
 const REFUSED_AT_ONCE: usize = 48;
 const MIN_REFUSED_AT_ONCE: usize = 4;
 
-/// How many connections may be open for moments above a bound of `max_connections`.
+/// How many connections may be open for moments above the bound `max_connections`.
 pub const fn spare_connections(max_connections: usize) -> usize {
     GIVING_WAY_AT_ONCE + refused_at_once(max_connections)
 }
@@ -37,35 +37,35 @@ const fn refused_at_once(max_connections: usize) -> usize {
     }
 }
 
-/// How long connections that give way may take to end before a new one is refused. Their workers do nothing else meanwhile
-/// than finish the turn that they are in.
+/// How long to wait for connections that give way to end before a new one is refused. Their workers need no more than the
+/// rest of their turn for it.
 const GIVING_WAY_TIME: Duration = Duration::from_millis(20);
 
-/// For how long no connection may be refused for want of means until the next such refusal is told of again.
+/// Warn about failed accepts again only after none failed for this long.
 const QUIET_PERIOD: Duration = Duration::from_secs(10);
 
-/// How long handshakes that have begun may take until the socket is closed: a round trip to most places.
+/// How long handshakes that have begun may take before the socket is closed: longer than most round trips.
 const LAST_HANDSHAKES: Duration = Duration::from_millis(200);
 
-/// The acceptor: what its coroutine works with.
+/// The acceptor. [`Acceptor::run`] is its coroutine.
 pub(super) struct Acceptor<S> {
     pub(super) listener: Watched,
     pub(super) common: Arc<Common<S>>,
     pub(super) sides: Vec<Arc<WorkerServer<S>>>,
-    /// The worker that it runs on.
+    /// The worker that its coroutine runs on.
     pub(super) worker: usize,
-    /// Set while it waits for the next tick, which clears it.
+    /// Set while the acceptor waits for the next tick, which clears it.
     pub(super) paused: Arc<AtomicBool>,
-    /// Lets everything else that is ready on this worker run first.
+    /// Rung by the acceptor for itself: it runs again after all that is ready on this worker.
     pub(super) turn: Bell,
-    /// When it was last told that connections cannot be accepted.
+    /// Until when further failed accepts are not logged.
     pub(super) told_until: Option<Instant>,
-    /// The tick at which no connection was found that could give way.
+    /// The tick at which no connection was idle, in the worker's milliseconds.
     pub(super) full_at_ms: Option<u64>,
 }
 
 impl<S: Service> Acceptor<S> {
-    /// Accepts until the server closes. Has to be woken by each tick once it does.
+    /// Accepts until the server closes. While the server closes, each tick must wake the acceptor.
     pub(super) fn run(mut self) {
         let mut closing: Option<Instant> = None;
         loop {
@@ -89,14 +89,14 @@ impl<S: Service> Acceptor<S> {
             if let Err(e) = taken {
                 let now = Instant::now();
                 if self.told_until.replace(now + QUIET_PERIOD).is_none_or(|until| until < now) {
-                    tracing::warn!("cannot accept connections: {e}");
+                    tracing::warn!("cannot accept connections: {e}: new ones wait until others end");
                 }
-                // No descriptors or no memory is left. Trying at once would starve the connections whose end frees some.
+                // No descriptors or no memory is left. Trying again at once would starve the connections whose end frees some.
                 self.pause();
             }
         }
         let common = self.common.clone();
-        // The socket goes first: what comes from here on is refused by the kernel.
+        // The socket is closed first: from here on the kernel refuses new connections.
         drop(self);
         common.advance(Phase::Ending);
     }
@@ -109,7 +109,7 @@ impl<S: Service> Acceptor<S> {
         }
     }
 
-    /// Gives `socket` to its worker. `Err` if there is nothing left to serve it with.
+    /// Gives `socket` to its worker, or refuses it. `Err` if no memory is left for its coroutine.
     fn take_in(&mut self, socket: OwnedFd) -> io::Result<()> {
         let worker = self.common.workers.of_fd(&socket);
         let Some(side) = self.sides.get(worker).cloned() else { return Ok(()) };
@@ -132,13 +132,13 @@ impl<S: Service> Acceptor<S> {
         })
     }
 
-    /// Whether a place is free, or has been made free. May wait for a tick, but not for each connection.
+    /// Whether a place is free, or was made free. Waits for a tick if no connection is idle, at most once a tick.
     fn has_room(&mut self) -> bool {
         if self.make_room() {
             return true;
         }
         let now_ms = |this: &Self| this.sides.get(this.worker).map(|side| side.now_ms());
-        // The lists are as old as the last tick, and none is made while there is plenty of room.
+        // The lists of idle connections are as old as the last tick, and are not made while there is plenty of room.
         if self.full_at_ms.is_none() || self.full_at_ms != now_ms(self) {
             self.pause();
             if self.make_room() {
@@ -149,6 +149,7 @@ impl<S: Service> Acceptor<S> {
         false
     }
 
+    /// Whether a place is free, after idle connections were told to give way as far as needed.
     fn make_room(&self) -> bool {
         let begun = Instant::now();
         while self.common.giving_way.load(Ordering::Relaxed) >= GIVING_WAY_AT_ONCE {
@@ -166,16 +167,25 @@ impl<S: Service> Acceptor<S> {
         true
     }
 
-    /// Tells `socket` that there is no room, and reads what it has sent, or else its peer would be told of a reset alone.
+    /// Sends a refusal to `socket`, and reads what its peer has sent: closing with unread bytes would reset the connection,
+    /// and the refusal would be lost.
     fn refuse(&self, socket: OwnedFd, side: Arc<WorkerServer<S>>) -> io::Result<()> {
         self.common.refused.fetch_add(1, Ordering::Relaxed);
         if self.common.refusing.load(Ordering::Relaxed) >= refused_at_once(self.common.max_connections) {
-            // Counts for the worker that it runs on: the acceptor's.
+            // The answer counts for the worker that this runs on, the acceptor's.
             let Some(side) = self.sides.get(self.worker) else { return Ok(()) };
-            let (date, answers) = (side.date(), side.answers());
-            let (out, scratch) = (&mut Vec::new(), &mut Vec::new());
-            Responder { out, scratch, answers, date: &date, keep_alive: false, http_11: true, head_only: false }.full();
-            let _ = rustix::net::send(&socket, out, rustix::net::SendFlags::NOSIGNAL);
+            let mut out = Vec::new();
+            let mut responder = Responder {
+                out: &mut out,
+                scratch: &mut Vec::new(),
+                answers: side.answers(),
+                date: &side.date(),
+                keep_alive: false,
+                http_11: true,
+                head_only: false,
+            };
+            responder.full();
+            let _ = rustix::net::send(&socket, &out, rustix::net::SendFlags::NOSIGNAL);
             let _ = rustix::io::read(&socket, &mut [0; 4096]);
             return Ok(());
         }
@@ -192,7 +202,7 @@ impl<S: Service> Acceptor<S> {
     }
 }
 
-/// A connection on its worker, and its place in the sweep.
+/// A connection on its worker, and its entry among those that the worker's tick looks at.
 fn open<S: Service>(side: Arc<WorkerServer<S>>, socket: OwnedFd) -> Option<(Connection<S>, Listed<S>)> {
     let shared = Arc::new(Shared::new(Watched::new(socket).ok()?));
     let key = side.open.lock().insert(shared.clone());
@@ -204,11 +214,14 @@ fn open<S: Service>(side: Arc<WorkerServer<S>>, socket: OwnedFd) -> Option<(Conn
 fn contain<S>(common: &Common<S>, work: impl FnOnce()) {
     if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(work)) {
         common.panicked.fetch_add(1, Ordering::Relaxed);
-        tracing::error!("a connection ended by a panic: {}", crate::worker::panic_text(panic.as_ref()));
+        tracing::error!(
+            "the code of a connection panicked, and the connection is closed: {}",
+            crate::worker::panic_text(panic.as_ref())
+        );
     }
 }
 
-/// A connection that counts, until it is dropped: also when its coroutine panics.
+/// Counts as an open connection until it is dropped, also by a panic of the connection's coroutine.
 struct Counted<S>(Arc<Common<S>>);
 
 impl<S> Drop for Counted<S> {
@@ -217,7 +230,7 @@ impl<S> Drop for Counted<S> {
     }
 }
 
-/// A connection that is being refused, until it is dropped.
+/// Counts as a connection that is being refused until it is dropped.
 struct Refusing<S>(Arc<Common<S>>);
 
 impl<S> Drop for Refusing<S> {
@@ -226,7 +239,7 @@ impl<S> Drop for Refusing<S> {
     }
 }
 
-/// A connection that the sweep sees, until this is dropped.
+/// An entry among the connections that the worker's tick looks at, until it is dropped.
 struct Listed<S> {
     side: Arc<WorkerServer<S>>,
     shared: Arc<Shared>,

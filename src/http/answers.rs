@@ -1,20 +1,21 @@
 //! How many answers of each status a worker has sent.
 //!
-//! Owns the numbers, not how they are told. Invariant: one worker writes them, and no other one writes to the cache
-//! lines that they are in, so that counting costs a request an addition. Leaves to others which status an answer has.
+//! Owns the counters. Invariant: one worker alone writes them, and no other thread writes to their cache lines, so that
+//! counting costs a request one addition. Leaves the choice of a status to the services, and publishing the counts to
+//! `admin`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The statuses that are counted. What is none of these is counted as the last one.
+/// The statuses that are counted. Any other status is counted as the last one.
 pub const STATUSES: [u16; 15] = [200, 204, 400, 401, 404, 405, 409, 413, 417, 429, 431, 501, 503, 505, 500];
 
-/// One worker's numbers. Two cache lines apart from anything else: processors fetch lines in pairs.
+/// One worker's counters, alone in a pair of cache lines: processors fetch lines in pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Answers([AtomicU64; STATUSES.len()]);
 
 impl Answers {
-    /// One more answer of `status`. On the numbers' own worker alone: it reads and writes without locking the line.
+    /// Counts one answer of `status`. Only the counters' own worker may call it: it reads and writes without a lock.
     #[inline]
     pub fn count(&self, status: u16) {
         let place = STATUSES.iter().position(|known| *known == status).unwrap_or(STATUSES.len() - 1);
@@ -23,7 +24,7 @@ impl Answers {
         }
     }
 
-    /// The numbers of all statuses, as in [`STATUSES`]. From any thread.
+    /// The counts of all statuses, in the order of [`STATUSES`]. For any thread.
     pub fn counts(&self) -> [u64; STATUSES.len()] {
         self.0.each_ref().map(|count| count.load(Ordering::Relaxed))
     }

@@ -2,14 +2,14 @@
 //!
 //! Owns the chunked coding (RFC 9112, 7.1) in its strict form: CRLF only, no white space around a size, bounds on sizes,
 //! extensions and trailers. Invariants: however the bytes are split between calls, the result is the same; a refusal is
-//! final; no byte after the body is taken. Keeps no byte and refuses to know where they come from.
+//! final; no byte after the body is taken; no byte is kept. Leaves reading the bytes to the connection.
 
 use super::request::{Body, MAX_BODY_BYTES, Reject};
 
-/// The most digits of a chunk's size, leading zeros included: what fits 64 bits.
+/// The most digits of a chunk's size, leading zeros included: as many as fit 64 bits.
 const MAX_SIZE_DIGITS: u8 = 16;
 
-/// The most bytes of chunk extensions in all chunks of a body. Nobody sends any; unbounded they would be a body of their own.
+/// The most bytes of chunk extensions in all chunks of a body. Clients send none; without a bound they could be as long as a body.
 const MAX_EXTENSION_BYTES: u32 = 1024;
 
 /// The most bytes of trailer lines, their line ends included.
@@ -17,13 +17,13 @@ const MAX_TRAILER_BYTES: u32 = 8192;
 
 const _: () = assert!(MAX_SIZE_DIGITS as u32 * 4 <= u64::BITS);
 
-/// Goes over a body's bytes as they arrive.
+/// Follows a body's bytes as they arrive, up to its end.
 #[derive(Clone, Debug)]
 pub struct BodySkipper {
     state: State,
     /// Payload bytes announced by the chunks so far, at most [`MAX_BODY_BYTES`].
     payload: u64,
-    /// The size of the chunk whose head is being read.
+    /// The size in bytes of the chunk whose head is being read.
     chunk: u64,
     extension_bytes: u32,
     trailer_bytes: u32,
@@ -93,7 +93,7 @@ const BAD_END: Reject = Reject::BadRequest("a chunk's end is malformed");
 const BAD_TRAILER: Reject = Reject::BadRequest("a trailer is malformed or too long");
 
 impl BodySkipper {
-    /// Before the first byte of `body`.
+    /// A skipper that has seen no byte of `body` yet.
     pub fn new(body: Body) -> BodySkipper {
         let state = match body {
             Body::None | Body::Length(0) => State::Done,
@@ -104,7 +104,7 @@ impl BodySkipper {
         BodySkipper { state, payload: 0, chunk: 0, extension_bytes: 0, trailer_bytes: 0 }
     }
 
-    /// Takes the next bytes. With none it says whether the body is done already.
+    /// Takes the next bytes. Without any, the result says whether the body is done already.
     ///
     /// # Errors
     /// [`Reject::BodyTooLarge`], as soon as a chunk is announced that passes [`MAX_BODY_BYTES`], or
@@ -155,7 +155,7 @@ impl BodySkipper {
         })
     }
 
-    /// The size of the next chunk is known.
+    /// Adds the size of the next chunk to the body's, which must stay within its bound.
     fn announce(&mut self, chunk: u64) -> Result<State, Reject> {
         self.payload = self.payload.saturating_add(chunk);
         self.chunk = chunk;
@@ -204,6 +204,7 @@ impl BodySkipper {
     }
 }
 
+/// The state after another digit of a chunk's size.
 fn size(value: u64, digits: u8, byte: u8) -> Result<State, Reject> {
     match char::from(byte).to_digit(16) {
         Some(digit) if digits < MAX_SIZE_DIGITS => {
@@ -213,18 +214,19 @@ fn size(value: u64, digits: u8, byte: u8) -> Result<State, Reject> {
     }
 }
 
-/// Drops up to `want` bytes off the front and says how many are still wanted.
+/// Drops up to `want` bytes off the front and returns how many are still to be dropped.
 fn drop_front(rest: &mut &[u8], want: u64) -> u64 {
     let here = usize::try_from(want).unwrap_or(usize::MAX).min(rest.len());
     *rest = rest.get(here..).unwrap_or_default();
     want - here as u64
 }
 
-/// What may stand in a field's value: anything but control characters, and the tab.
+/// Whether `byte` may stand in a field's value: a tab, or anything but control characters.
 fn is_text(byte: u8) -> bool {
     byte == b'\t' || !byte.is_ascii_control()
 }
 
+/// Whether `byte` may stand in a token (RFC 9110, 5.6.2).
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

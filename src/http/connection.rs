@@ -1,8 +1,8 @@
 //! One connection: a coroutine on the worker that its descriptor belongs to.
 //!
-//! Owns the reading, the order of answers, the time limits of each phase and the closing. Invariant: one request at
-//! a time, answers in the order of requests; a request that is not whole has no effect. Leaves it to the [`Service`] to
-//! know what a request means.
+//! Owns reading, the order of answers, the time limit of each phase and closing. Invariants: one request at a time, answers
+//! in the order of requests; a request that has not arrived completely has no effect. Leaves the meaning of a request to
+//! the [`Service`].
 
 use super::body::BodySkipper;
 use super::request::{self, Body, MAX_HEAD_BYTES, Method, Parse, Reject};
@@ -14,35 +14,35 @@ use rustix::net::{SendFlags, Shutdown};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a connection reads into: any usual head, and a few pipelined requests.
+/// The usual size of the buffer that a connection reads into: any usual head, and a few pipelined requests.
 const BUFFER_BYTES: usize = 4 << 10;
-/// What that grows to, doubling, on a connection that needs it: a head, and room for the next one or a piece of a body.
+/// The size up to which that buffer doubles if a connection needs it: the longest head, and as much behind it.
 const MAX_BUFFER_BYTES: usize = 2 * MAX_HEAD_BYTES;
-/// An answer's usual size, with room for a few pipelined ones.
+/// The usual size of the buffer for answers: a few pipelined ones.
 const OUTPUT_BYTES: usize = 1024;
-/// Answers of pipelined requests gather up to here, then they go out before the next request is looked at: a peer who
-/// asks and never reads costs this and one answer more.
+/// Answers of pipelined requests gather up to this many bytes, then they are sent before the next request is parsed: a peer
+/// that sends and never reads costs this much memory and one answer more.
 const OUTPUT_LIMIT: usize = 16 << 10;
-/// What of the output's memory is kept between answers.
+/// The most bytes of the output's memory that are kept between answers.
 const OUTPUT_KEPT: usize = 2 * OUTPUT_LIMIT;
-/// Reads that fill the whole buffer, one after the other, before the connection lets its worker go on with others. A peer
-/// that sends faster than the server parses would never let go by itself.
+/// How many reads in a row may fill the whole buffer before the connection pauses until the next tick. Without a bound, a
+/// peer that sends faster than the server parses would occupy the worker.
 const READS_IN_A_ROW: usize = 16;
 
-/// How long a request may take to arrive, head and body, from its first byte.
+/// How long a request may take to arrive, head and body, counted from its first byte.
 const ARRIVAL: Duration = Duration::from_secs(10);
 /// How long a peer may take to receive an answer.
 const SENDING: Duration = Duration::from_secs(10);
-/// How long what a peer still sends is thrown away after a refusal, so that the refusal reaches him.
+/// How long the connection reads and drops what a peer still sends after a refusal, so that the refusal reaches the peer.
 const LINGER: Duration = Duration::from_secs(1);
-/// How much is thrown away then.
+/// The most bytes that are dropped then.
 const LINGER_BYTES: usize = 512 << 10;
 
 /// Events as the event loop reports them (epoll's EPOLLIN, and EPOLLERR | EPOLLHUP | EPOLLRDHUP).
 const READABLE: usize = 0x1;
 const ENDED: usize = 0x8 | 0x10 | 0x2000;
 
-/// What is kept of a request's head once the service has it.
+/// The facts of a request that its answer needs.
 struct Begun {
     head_len: usize,
     keep_alive: bool,
@@ -50,7 +50,7 @@ struct Begun {
     head_only: bool,
 }
 
-/// Why a connection ends. There is nothing to do about any of it.
+/// The connection ends: it was closed, failed or ran into a time limit. The cause makes no difference.
 struct Ended;
 
 pub(super) struct Connection<S: Service> {
@@ -58,12 +58,12 @@ pub(super) struct Connection<S: Service> {
     shared: Arc<Shared>,
     session: S::Session,
     input: Vec<u8>,
-    /// Where in `input` the bytes begin that are not dealt with.
+    /// The index in `input` of the first byte that was not dealt with.
     start: usize,
     output: Vec<u8>,
     scratch: Vec<u8>,
     events: usize,
-    /// How many reads in a row have filled the buffer.
+    /// How many reads in a row have filled the whole buffer.
     full_reads: usize,
 }
 
@@ -96,7 +96,7 @@ impl<S: Service> Connection<S> {
             None => self.await_answer()?,
         };
         self.start += begun.head_len;
-        // At the end of the server, what has been sent behind this request is served before the connection is closed.
+        // While the server drains, all requests that have arrived are served before the connection is closed.
         let last = self.server.is_draining() && self.start == self.input.len();
         let keep_alive = begun.keep_alive && !last;
         let date = self.server.date();
@@ -120,7 +120,7 @@ impl<S: Service> Connection<S> {
         Err(Ended)
     }
 
-    /// Waits for the service's answer. What was answered before it goes out first.
+    /// Waits for the service's answer. Earlier answers are sent first.
     fn await_answer(&mut self) -> Result<S::Answer, Ended> {
         let sent = self.send();
         self.limit(self.server.service().patience());
@@ -135,7 +135,7 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Tells the peer that there is no room for it.
+    /// Refuses the connection: all places are taken.
     pub(super) fn refuse(mut self) {
         let date = self.server.date();
         let (out, scratch, answers) = (&mut self.output, &mut self.scratch, self.server.answers());
@@ -145,7 +145,7 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Reads until a request is there with its body, throws the body away and gives the request to the service.
+    /// Reads until a request and its body have arrived, drops the body and gives the request to the service.
     fn read_request(&mut self) -> Result<(Begun, Option<S::Answer>), Ended> {
         if self.start == self.input.len() {
             self.empty();
@@ -176,7 +176,7 @@ impl<S: Service> Connection<S> {
                 Parse::Reject(reject) => return self.reject(reject),
                 Parse::Partial => {}
             }
-            // Nothing more to answer for now.
+            // No whole request is there: send the answers so far.
             self.send()?;
             self.compact();
             let parsed = self.input.len();
@@ -187,7 +187,7 @@ impl<S: Service> Connection<S> {
                     limited = arriving;
                 }
                 self.read_more(arriving)?;
-                // A head that comes byte by byte is not parsed as often: at each line's end, and when it has doubled.
+                // A head that comes byte by byte is not parsed at each byte: at each line's end, and when it has doubled.
                 let new = self.input.get(parsed..).unwrap_or_default();
                 if self.input.len() >= (2 * parsed).min(MAX_HEAD_BYTES) || new.contains(&b'\n') {
                     break;
@@ -196,7 +196,7 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Reads once; while nothing of a request has come, the connection is idle.
+    /// Reads once. The connection counts as idle meanwhile if no byte of a request has come.
     fn read_more(&mut self, arriving: bool) -> Result<(), Ended> {
         if arriving {
             return self.read();
@@ -211,33 +211,33 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Throws away the body that follows the head.
+    /// Reads and drops the body that follows the head.
     fn skip_body(&mut self, body: Body, expects: bool, head_len: usize) -> Result<(), Ended> {
         let mut skipper = BodySkipper::new(body);
-        let mut told = !expects;
+        let mut continued = !expects;
         loop {
             let from = self.start + head_len;
             let skipped = match skipper.skip(self.input.get(from..).unwrap_or_default()) {
                 Ok(skipped) => skipped,
                 Err(reject) => return self.reject(reject),
             };
-            // The head stays where it is; what follows the skipped bytes moves up to it.
+            // The head stays where it is; the bytes behind the skipped ones move up to it.
             self.drop_bytes(from, skipped.used);
             if skipped.done {
                 return Ok(());
             }
-            if !told {
-                told = true;
+            if !continued {
+                continued = true;
                 self.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
             }
-            // Earlier requests' answers do not wait for this one's body, which may never come.
+            // Earlier answers are sent now: this request's body may never come.
             self.send()?;
             self.compact();
             self.read()?;
         }
     }
 
-    /// Says what is wrong with what the peer sent, and ends.
+    /// Answers that what the peer sent is not a request, and ends.
     fn reject<T>(&mut self, reject: Reject) -> Result<T, Ended> {
         let date = self.server.date();
         let (out, scratch, answers) = (&mut self.output, &mut self.scratch, self.server.answers());
@@ -248,12 +248,12 @@ impl<S: Service> Connection<S> {
         Err(Ended)
     }
 
-    /// Begins a phase that may take `time`.
+    /// Sets the time limit of the phase that begins now.
     fn limit(&self, time: Duration) {
         self.shared.set_deadline(self.server.deadline_ms(time));
     }
 
-    /// Waits for an event, or for the waker.
+    /// Waits for an event of the socket, or for a wake-up.
     fn wait(&mut self) {
         crate::worker::debug_assert_on(self.server.worker());
         self.events |= self.shared.io.wait();
@@ -265,14 +265,14 @@ impl<S: Service> Connection<S> {
         self.start = 0;
     }
 
-    /// Takes `count` bytes out of `input` at `at`; what follows moves up.
+    /// Removes `count` bytes from `input` at `at`; the bytes behind them move up.
     fn drop_bytes(&mut self, at: usize, count: usize) {
         let left = self.input.len().saturating_sub(count);
         self.input.copy_within(at + count.., at);
         self.input.truncate(left);
     }
 
-    /// Moves what is not dealt with to the front, so that there is room behind it.
+    /// Moves the bytes that were not dealt with to the front, so that there is room behind them.
     fn compact(&mut self) {
         if self.start > 0 {
             self.drop_bytes(0, self.start);
@@ -280,7 +280,7 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Makes room behind `input`, which may not grow any further.
+    /// Makes room behind `input`. `Err` if it has its greatest size, or if there is no memory.
     fn grow(&mut self) -> Result<(), Ended> {
         let bytes = (self.input.capacity() * 2).clamp(BUFFER_BYTES, MAX_BUFFER_BYTES);
         let more = bytes.checked_sub(self.input.len()).filter(|more| *more > 0).ok_or(Ended)?;
@@ -289,14 +289,14 @@ impl<S: Service> Connection<S> {
         Ok(())
     }
 
-    /// Takes the usual size of a buffer again, once the connection has been idle for a while.
+    /// Gives a grown buffer back, once the connection has been idle for a while.
     fn shrink(&mut self) {
         if self.input.is_empty() && self.input.capacity() > BUFFER_BYTES && !self.shared.is_grown() {
             self.input = Vec::with_capacity(BUFFER_BYTES);
         }
     }
 
-    /// Lets the worker go on with others until its next tick.
+    /// Pauses until the next tick, so that the worker serves others.
     fn pause(&mut self) -> Result<(), Ended> {
         self.full_reads = 0;
         self.shared.set_paused();
@@ -309,7 +309,7 @@ impl<S: Service> Connection<S> {
         Ok(())
     }
 
-    /// Reads once, when there is something to read.
+    /// Waits until there is something to read, and reads once.
     fn read(&mut self) -> Result<(), Ended> {
         if self.full_reads >= READS_IN_A_ROW {
             self.pause()?;
@@ -317,7 +317,7 @@ impl<S: Service> Connection<S> {
         let mut looked = false;
         loop {
             while self.events & (READABLE | ENDED) == 0 {
-                // A request may have come just before an idle connection ends.
+                // A request may have come just before an idle connection is ended: look at the socket once more.
                 if self.shared.is_over() && (looked || !self.shared.is_idle()) {
                     return Err(Ended);
                 }
@@ -335,12 +335,13 @@ impl<S: Service> Connection<S> {
                 Ok(0) => return Err(Ended),
                 Ok(_) if self.input.len() == self.input.capacity() => {
                     self.full_reads += 1;
-                    // The client sends much at once: the connection reads from it in larger pieces.
+                    // The client sends much at once: read in larger pieces.
                     let _ = self.grow();
                     return Ok(());
                 }
                 Ok(_) => {
-                    // The socket is empty: the next bytes are a new event. An end is announced only once.
+                    // The socket is empty: the next bytes are a new event. The end of the connection is only one event,
+                    // so it stays noted.
                     self.events &= !READABLE;
                     self.full_reads = 0;
                     return Ok(());
@@ -352,7 +353,7 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Sends all that is written, within [`SENDING`] if it has to wait.
+    /// Sends all of `output`, within [`SENDING`] if the socket is full.
     fn send(&mut self) -> Result<(), Ended> {
         if self.output.is_empty() {
             return Ok(());
@@ -382,20 +383,20 @@ impl<S: Service> Connection<S> {
         Ok(())
     }
 
-    /// Ends the sending side and throws away what still comes: closing with unread bytes would reset the connection,
-    /// and the answer with it (RFC 9112, section 9.6).
+    /// Ends the sending side, then reads and drops what still comes: closing with unread bytes would reset the connection,
+    /// and the peer would lose the answer (RFC 9112, section 9.6).
     fn linger(&mut self) {
         if rustix::net::shutdown(self.shared.io.fd(), Shutdown::Write).is_err() {
             return;
         }
         self.limit(LINGER);
-        let mut thrown = 0;
-        while thrown < LINGER_BYTES {
+        let mut dropped = 0;
+        while dropped < LINGER_BYTES {
             self.empty();
             if self.read().is_err() {
                 return;
             }
-            thrown += self.input.len();
+            dropped += self.input.len();
         }
     }
 }

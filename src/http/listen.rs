@@ -1,6 +1,6 @@
 //! The listening socket.
 //!
-//! Owns its two steps, binding and listening, and its end. Leaves accepting to the acceptor.
+//! Owns its two steps, binding and listening, and the filter at its end. Leaves accepting to the acceptor.
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use socket2::{SockFilter, SockRef};
@@ -8,18 +8,18 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-/// Connections that the kernel holds until they are accepted.
+/// How many connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 4096;
 
-/// A socket that has its address, and lets no connection in.
+/// A socket that has its address and does not listen yet.
 #[derive(Debug)]
 pub struct Bound(OwnedFd);
 
-/// A socket that lets connections in.
+/// A socket that listens.
 #[derive(Debug)]
 pub struct Listener(pub(super) OwnedFd);
 
-/// Binds a socket to `address`: a port that is taken is known before anything runs.
+/// Binds a socket to `address`, so that a port that is taken is known before anything runs.
 ///
 /// # Errors
 /// Those of the operating system.
@@ -33,7 +33,7 @@ pub fn bind(address: SocketAddr) -> io::Result<Bound> {
 }
 
 impl Bound {
-    /// Has the kernel let connections in.
+    /// Begins to listen: from now on the kernel completes handshakes.
     ///
     /// # Errors
     /// Another socket listens at the same address: two may be bound to it.
@@ -43,17 +43,18 @@ impl Bound {
     }
 }
 
-/// Has the kernel drop each packet that begins a new connection. Handshakes that have begun are completed, so that a while
-/// later no connection is left that was let in and not accepted; closing the socket would reset it. A client whose
-/// packet is dropped sends it again a second later, and is refused then.
+/// Makes the kernel drop each packet that begins a new connection. Handshakes that have begun are completed, so that a while
+/// later all completed ones are accepted: closing the socket would reset the others. A client whose packet is dropped sends
+/// it again a second later, and is refused then.
 ///
-/// A kernel that does not take the filter resets the few connections that it lets in between the last look and the closing.
+/// A kernel that does not take the filter resets the few connections whose handshakes it completes between the last accept
+/// and the closing.
 pub(super) fn refuse_handshakes(listener: &OwnedFd) {
     const LOAD_BYTE: u16 = 0x30; // BPF_LD | BPF_B | BPF_ABS
     const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
     const IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
     const RETURN: u16 = 0x06; // BPF_RET | BPF_K
-    /// Where in the TCP header, at which the filter begins to count, the flags stand.
+    /// The offset of the flags in the TCP header, where the filter's offsets begin.
     const FLAGS: u32 = 13;
     const SYN: u32 = 0x02;
     const SYN_OR_ACK: u32 = 0x12;
@@ -65,7 +66,7 @@ pub(super) fn refuse_handshakes(listener: &OwnedFd) {
         SockFilter::new(RETURN, 0, 0, u32::MAX),
     ];
     if let Err(e) = SockRef::from(listener).attach_filter(&dropped) {
-        tracing::debug!("cannot refuse new handshakes: {e}");
+        tracing::debug!("the filter on new handshakes cannot be set, so the last ones may be reset: {e}");
     }
 }
 

@@ -1,8 +1,8 @@
-//! HTTP/1.1: connections, and what their bytes say.
+//! HTTP/1.1: connections, and the parsing of what arrives on them.
 //!
-//! Owns the wire format, and the connections that it arrives on. Everything that parses is pure: it takes slices and
-//! gives values, and leaves reading and writing to the connection. Leaves to others what sales, stock and ledgers are and
-//! what any path means.
+//! Owns the wire format, the connections and their time limits. Invariant: all parsing is without I/O: it takes slices and
+//! returns values, and the connection reads and writes. Leaves to the services what a path means, and knows nothing of
+//! sales.
 
 mod accept;
 pub mod answers;

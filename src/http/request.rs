@@ -1,40 +1,40 @@
 //! The head of a request: bytes -> [`Parse::Complete`], [`Parse::Partial`] or [`Parse::Reject`].
 //!
 //! Owns the limits on a head and every rule by which two HTTP parsers could disagree about where a request ends (RFC 9110
-//! and 9112); whatever is ambiguous is refused, never repaired. Invariants: allocates nothing, never panics, looks at each
-//! header once; a prefix of a request that is accepted is [`Parse::Partial`]. Refuses to know sockets, routes and
-//! parameters. The tokens themselves are `httparse`'s work.
+//! and 9112): an ambiguous request is refused, never repaired. Invariants: parsing allocates nothing, never panics and looks
+//! at each header once; a prefix of a request that is accepted is [`Parse::Partial`]. Leaves the tokens to `httparse`, and
+//! routes and parameters to the services.
 
 use super::target::{is_host, split_target};
 use std::fmt;
 use std::mem::MaybeUninit;
 
-/// The longest head, with the empty line at its end and any before its start. A storefront's cookies alone can pass 8 KiB;
-/// nginx lets 32 KiB through by default, HAProxy 15.
+/// The longest head in bytes, with the empty line at its end and any before its start. A storefront's cookies alone can
+/// pass 8 KiB; by default nginx accepts 32 KiB, HAProxy 15.
 pub const MAX_HEAD_BYTES: usize = 16 << 10;
 
-/// The most header lines of a request. Browsers behind two proxies send about 30; HAProxy lets 101 through by default.
+/// The most header lines of a request. Browsers behind two proxies send about 30; HAProxy accepts 101 by default.
 pub const MAX_HEADERS: usize = 100;
 
-/// The longest request body, after taking off the chunked coding. No request here needs one: it is read to be thrown away.
+/// The longest request body in bytes, without the chunked coding. No request needs a body: it is read and dropped.
 pub const MAX_BODY_BYTES: u64 = 65536;
 
-// A header line has at least four bytes ("a:" and its line end), so this many of them can stand in a head.
+// A header line has at least four bytes ("a:" and its line end), so MAX_HEADERS of them fit a head.
 const _: () = assert!(MAX_HEADERS * 4 < MAX_HEAD_BYTES);
 
-/// What the bytes at hand are.
+/// The result of parsing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parse<'b> {
     /// A whole head.
     Complete {
-        /// What it says.
+        /// The head.
         request: Head<'b>,
-        /// How many of the bytes it takes; the body, or the next request, begins there.
+        /// How many bytes the head takes; the body, or the next request, begins there.
         head_len: usize,
     },
-    /// The beginning of a head: read more and call again with all of it.
+    /// The beginning of a head: read more and parse again from the first byte.
     Partial,
-    /// Not a request to serve. Answer and close: where the next request would begin is not known.
+    /// Not a request. Answer and close: it is not known where the next request would begin.
     Reject(Reject),
 }
 
@@ -48,11 +48,11 @@ pub struct Head<'b> {
     pub path: &'b str,
     /// What follows the first `?`, still percent-encoded; empty if there is none.
     pub query: &'b str,
-    /// HTTP/1.1; otherwise 1.0.
+    /// Whether the version is HTTP/1.1; otherwise it is 1.0.
     pub http_11: bool,
     /// Whether the client wants the connection to stay open after the answer.
     pub keep_alive: bool,
-    /// What follows the head.
+    /// The body that follows the head.
     pub body: Body,
     /// Whether the client waits for `100 Continue` before it sends the body. Never true without a body to come.
     pub expect_continue: bool,
@@ -78,14 +78,14 @@ pub enum Body {
     None,
     /// This many bytes, at most [`MAX_BODY_BYTES`].
     Length(u64),
-    /// In chunks: its own bytes say where it ends.
+    /// In chunks, whose last one is the end.
     Chunked,
 }
 
-/// Why a request is refused before anyone looks at what it asks for.
+/// Why a request is refused before its target is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reject {
-    /// 400, and in a few words why.
+    /// 400, with the reason in a few words.
     BadRequest(&'static str),
     /// 413: the body is longer than [`MAX_BODY_BYTES`].
     BodyTooLarge,
@@ -112,7 +112,7 @@ impl Reject {
         }
     }
 
-    /// The word that a program can tell it by.
+    /// The stable name of the error, for programs.
     pub fn word(self) -> &'static str {
         match self {
             Reject::BadRequest(_) => "invalid_request",
@@ -130,17 +130,17 @@ impl fmt::Display for Reject {
         f.write_str(match self {
             Reject::BadRequest(why) => why,
             Reject::BodyTooLarge => "the request body is too large",
-            Reject::ExpectationFailed => "the only expectation that can be met is 100-continue",
+            Reject::ExpectationFailed => "the only expectation that is supported is 100-continue",
             Reject::HeadTooLarge => "the request head is too large",
-            Reject::NotImplemented => "the only transfer coding is chunked",
-            Reject::VersionNotSupported => "only HTTP/1.0 and HTTP/1.1 are spoken here",
+            Reject::NotImplemented => "the only transfer coding that is supported is chunked",
+            Reject::VersionNotSupported => "only HTTP/1.0 and HTTP/1.1 are supported",
         })
     }
 }
 
 impl std::error::Error for Reject {}
 
-/// Parses the head that `buf` begins with. The bytes after it are not looked at.
+/// Parses the head at the beginning of `buf`, and ignores the bytes behind it.
 pub fn parse(buf: &[u8]) -> Parse<'_> {
     match parse_head(buf) {
         Ok(Some((request, head_len))) => Parse::Complete { request, head_len },
@@ -181,13 +181,13 @@ fn parse_head(buf: &[u8]) -> Result<Option<(Head<'_>, usize)>, Reject> {
         http_11,
         keep_alive: !fields.close && (http_11 || fields.keep_alive),
         body,
-        // RFC 9110, 10.1.1: to be ignored on HTTP/1.0; nothing to wait for without a body.
+        // RFC 9110, 10.1.1: ignored on HTTP/1.0. Without a body there is nothing to wait for.
         expect_continue: fields.expects && http_11 && !matches!(body, Body::None | Body::Length(0)),
     };
     Ok(Some((request, window.len() - text.len() + len)))
 }
 
-/// Takes off up to two empty lines, which some clients send after a body (RFC 9112, 2.2). `None`: more must be read.
+/// Removes up to two empty lines, which some clients send after a body (RFC 9112, 2.2). `None` if more must be read.
 fn skip_empty_lines(buf: &[u8]) -> Result<Option<&[u8]>, Reject> {
     let mut rest = buf;
     for _ in 0..2 {
@@ -201,14 +201,14 @@ fn skip_empty_lines(buf: &[u8]) -> Result<Option<&[u8]>, Reject> {
     }
 }
 
-/// `httparse` takes a bare LF for a line end, and so may end a head where a proxy in front does not.
+/// Refuses a bare LF. `httparse` takes it for a line end, and so may end a head where a proxy in front does not.
 fn refuse_bare_lf(head: &[u8]) -> Result<(), Reject> {
-    // No early exit: so the compiler compares many bytes at once.
-    let bare = |bad, (before, byte): (&u8, &u8)| bad | ((*byte == b'\n') & (*before != b'\r'));
-    match head.iter().zip(head.iter().skip(1)).fold(false, bare) {
-        true => Err(Reject::BadRequest("a line ends with LF alone")),
-        false => Ok(()),
+    // Without an early exit, the compiler compares many bytes at once.
+    let is_bare = |found, (before, byte): (&u8, &u8)| found | ((*byte == b'\n') & (*before != b'\r'));
+    if head.iter().zip(head.iter().skip(1)).fold(false, is_bare) {
+        return Err(Reject::BadRequest("a line ends with LF alone"));
     }
+    Ok(())
 }
 
 fn refusal(error: httparse::Error, text: &[u8]) -> Reject {
@@ -224,7 +224,7 @@ fn refusal(error: httparse::Error, text: &[u8]) -> Reject {
     }
 }
 
-/// Whether the request line's third word is, or begins like, `HTTP/` digit `.` digit: a version, only not ours.
+/// Whether the request line's third word is, or begins like, `HTTP/` digit `.` digit: a version that is not supported.
 fn is_other_version(text: &[u8]) -> bool {
     let word = text.split(|b| *b == b' ').nth(2).and_then(|word| word.strip_prefix(b"HTTP/"));
     match word {
@@ -236,7 +236,7 @@ fn is_other_version(text: &[u8]) -> bool {
     }
 }
 
-/// What the headers that matter say, one after the other.
+/// The headers that matter, gathered one after the other.
 #[derive(Default)]
 struct Fields {
     host: bool,
@@ -248,7 +248,7 @@ struct Fields {
 }
 
 impl Fields {
-    // By length first: nearly all headers are none of ours, and most are known by it alone.
+    // The length first: it alone rules out most of the headers that do not matter.
     fn take(&mut self, name: &[u8], value: &[u8]) -> Result<(), Reject> {
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => self.host(value),
@@ -295,10 +295,10 @@ impl Fields {
         }
         let digit = |sum: u64, b: &u8| -> Option<u64> {
             let digit = if b.is_ascii_digit() { u64::from(b - b'0') } else { return None };
-            // However long the number, it is too long a body, not a malformed one.
+            // A number of any length is a body that is too large, not a malformed one.
             Some(sum.saturating_mul(10).saturating_add(digit))
         };
-        // No digits at all is no number either.
+        // Without any digit it is not a number.
         let length = if value.is_empty() { None } else { value.iter().try_fold(0, digit) };
         self.length = Some(length.ok_or(Reject::BadRequest("Content-Length is not a number"))?);
         Ok(())
@@ -312,7 +312,7 @@ impl Fields {
         Ok(())
     }
 
-    /// What can only be said once all headers were seen.
+    /// The body's length, which is known once all headers were seen.
     fn body(&self, http_11: bool) -> Result<Body, Reject> {
         if http_11 && !self.host {
             return Err(Reject::BadRequest("Host is missing"));

@@ -1,6 +1,7 @@
 //! Responses as bytes.
 //!
-//! Owns status lines, the headers that every response has, and their order. Refuses to know what a body means.
+//! Owns status lines, the headers that every response has, and their order. Invariant: each response is counted once, by
+//! its status. Leaves the contents of bodies to the services.
 
 use super::answers::Answers;
 use super::request::Reject;
@@ -10,17 +11,17 @@ pub type HttpDate = [u8; 29];
 
 /// Writes one response into a connection's output.
 pub struct Responder<'a> {
-    /// What the response is appended to.
+    /// The buffer that the response is appended to.
     pub out: &'a mut Vec<u8>,
-    /// Reused memory for the body, whose length comes before it.
+    /// Reused memory for the body: its length has to be written before it.
     pub scratch: &'a mut Vec<u8>,
-    /// Where the response is counted.
+    /// The counters in which the response is counted.
     pub answers: &'a Answers,
-    /// The date to send.
+    /// The value of the header `Date`.
     pub date: &'a HttpDate,
     /// Whether the connection stays open after this response.
     pub keep_alive: bool,
-    /// Whether the request was of HTTP/1.1, where staying open goes without saying.
+    /// Whether the request was of HTTP/1.1, where a connection stays open by default.
     pub http_11: bool,
     /// Whether the request was `HEAD`: all headers, no body.
     pub head_only: bool,
@@ -38,8 +39,8 @@ pub enum ExtraHeader {
 }
 
 impl ExtraHeader {
-    /// `Retry-After` of one or two seconds, at random: recoveries take about this long, and the clients of an outage do
-    /// not all return in the same second. Draws from the thread's own generator: no allocation, no lock.
+    /// `Retry-After` of one or two seconds, at random: recoveries take about this long, and the clients of an outage should
+    /// not all return in the same second. The random number comes from the thread's own generator: no allocation, no lock.
     pub fn retry_soon() -> ExtraHeader {
         ExtraHeader::RetryAfter(fastrand::u64(1..=2))
     }
@@ -70,7 +71,7 @@ impl Responder<'_> {
         self.end_of_head(extra);
     }
 
-    /// A refusal: `{"error":…,"message":…}`. Both texts must be free of what JSON escapes.
+    /// A refusal: `{"error":…,"message":…}`. Neither text may contain a character that JSON escapes.
     pub fn refuse(&mut self, status: u16, extra: ExtraHeader, error: &str, message: &str) {
         self.json(status, extra, |body| {
             for part in ["{\"error\":\"", error, "\",\"message\":\"", message, "\"}"] {
@@ -79,12 +80,12 @@ impl Responder<'_> {
         });
     }
 
-    /// The answer to a connection that is one too many, before its request is read.
+    /// The answer to a connection above the bound, before its request is read.
     pub fn full(&mut self) {
         self.refuse(503, ExtraHeader::retry_soon(), "unavailable", "too many connections at once");
     }
 
-    /// The answer to what is not a request.
+    /// The answer to bytes that are not a request.
     pub fn reject(&mut self, reject: Reject) {
         self.refuse(reject.status(), ExtraHeader::None, reject.word(), &reject.to_string());
     }
@@ -100,7 +101,7 @@ impl Responder<'_> {
         self.end_of_head(extra);
     }
 
-    /// The date and what follows it.
+    /// Appends the date and the lines behind it.
     fn end_of_head(&mut self, extra: ExtraHeader) {
         let mut digits = itoa::Buffer::new();
         let out = &mut *self.out;

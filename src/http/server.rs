@@ -1,7 +1,7 @@
-//! The server: one listening socket and all that is served through it.
+//! The server: one listening socket and the connections that are accepted from it.
 //!
-//! Owns its parts, its ticks and the steps of its end. Leaves accepting to the acceptor, and each worker's connections to that
-//! worker's side.
+//! Owns the server's parts, its ticks and the phases of its end. Leaves accepting to the acceptor, and each worker's
+//! connections to that worker's side.
 
 use super::accept::Acceptor;
 use super::answers::STATUSES;
@@ -19,17 +19,17 @@ use std::time::{Duration, Instant};
 
 pub use super::accept::spare_connections;
 
-/// How often it is told, at most, that connections had to give way or were refused.
+/// The shortest time between two log lines about connections that gave way or were refused.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-/// The server.
+/// The server. It serves until [`Server::close`], then ends its connections.
 pub struct Server<S> {
     common: Arc<Common<S>>,
     sides: Vec<Arc<WorkerServer<S>>>,
     acceptor: AcceptorWaker,
     address: SocketAddr,
-    /// What was last told of full places.
-    told: Mutex<Told>,
+    /// What the last log line about full places said.
+    logged: Mutex<Logged>,
 }
 
 struct AcceptorWaker {
@@ -40,22 +40,22 @@ struct AcceptorWaker {
 }
 
 #[derive(Default)]
-struct Told {
+struct Logged {
     at: Option<Instant>,
     gave_way: u64,
     refused: u64,
 }
 
-/// What has become of a server's connections. The counts are those since it began.
+/// The connections of a server: those that are open, and counts since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connections {
-    /// How many are open.
+    /// How many are open now.
     pub open: usize,
-    /// How many gave way to new ones, because they had been idle longest.
+    /// How many idle ones were closed for new ones.
     pub gave_way: u64,
-    /// How many were refused, since all others were busy.
+    /// How many were refused because all places were taken and none was idle.
     pub refused: u64,
-    /// How many ended by a panic.
+    /// How many were closed because their code panicked.
     pub panicked: u64,
 }
 
@@ -92,15 +92,15 @@ impl<S: Service> Server<S> {
             full_at_ms: None,
         };
         workers.spawn_vital(worker, "the acceptor", move || acceptor.run())?;
-        Ok(Server { common, sides, acceptor: waker, address, told: Mutex::default() })
+        Ok(Server { common, sides, acceptor: waker, address, logged: Mutex::default() })
     }
 
-    /// Where it listens.
+    /// The address on which the server listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// A worker's tick, on that worker: ends what is overdue and keeps the date.
+    /// A worker's tick, on that worker: ends connections whose time is over, and updates the date.
     pub fn tick(&self, worker: usize) {
         let Some(side) = self.sides.get(worker) else { return };
         side.tick();
@@ -109,27 +109,27 @@ impl<S: Service> Server<S> {
             if self.acceptor.paused.swap(false, Ordering::Relaxed) || closing {
                 self.acceptor.waker.wakeup();
             }
-            self.tell();
+            self.log_full();
         }
     }
 
-    /// From any thread: serve on, but close each connection after its answer, so that peers go elsewhere.
+    /// For any thread: serve on, but close each connection after its answer, so that clients connect to other instances.
     pub fn drain(&self) {
         self.common.advance(Phase::Draining);
     }
 
-    /// From any thread: accept what the kernel has let in and nothing more, and end each connection after the answer that it
-    /// waits for. The workers notice at their next tick.
+    /// For any thread: accept the connections whose handshakes have begun and no more, and end each connection after the
+    /// answer that it waits for. The workers notice at their next tick.
     pub fn close(&self) {
         self.common.advance(Phase::Closing);
     }
 
-    /// Whether the server is on its way to the end.
+    /// Whether [`Server::drain`] or [`Server::close`] was called.
     pub fn is_draining(&self) -> bool {
         self.common.is_at_least(Phase::Draining)
     }
 
-    /// Whether it has closed: it listens no more, and no connection is open.
+    /// Whether the server has closed: it does not listen, and no connection is open.
     pub fn is_closed(&self) -> bool {
         self.common.is_at_least(Phase::Ending) && self.common.connections.load(Ordering::Relaxed) == 0
     }
@@ -143,7 +143,7 @@ impl<S: Service> Server<S> {
         sums
     }
 
-    /// What has become of its connections.
+    /// The open connections, and the counts since the start.
     pub fn connections(&self) -> Connections {
         Connections {
             open: self.common.in_use(),
@@ -153,21 +153,22 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Tells of full places, if something has become of it since that was last told.
-    fn tell(&self) {
-        let (now, mut told) = (self.connections(), self.told.lock());
-        let new = now.gave_way != told.gave_way || now.refused != told.refused;
-        if !new || told.at.is_some_and(|at| at.elapsed() < TELL_EVERY) {
+    /// Logs that all places are taken, if connections gave way or were refused since the last such line.
+    fn log_full(&self) {
+        let now = self.connections();
+        let mut logged = self.logged.lock();
+        let new = now.gave_way != logged.gave_way || now.refused != logged.refused;
+        if !new || logged.at.is_some_and(|at| at.elapsed() < TELL_EVERY) {
             return;
         }
         tracing::warn!(
-            "all {} connections (MAX_CONNECTIONS) are taken on {}: {} idle ones gave way to new ones, {} new ones were refused \
-             because no connection was idle",
+            "all {} connections (MAX_CONNECTIONS) on {} are taken: {} idle ones were closed for new ones, {} new ones were \
+             refused because none was idle",
             self.common.max_connections,
             self.address,
-            now.gave_way - told.gave_way,
-            now.refused - told.refused,
+            now.gave_way - logged.gave_way,
+            now.refused - logged.refused,
         );
-        *told = Told { at: Some(Instant::now()), gave_way: now.gave_way, refused: now.refused };
+        *logged = Logged { at: Some(Instant::now()), gave_way: now.gave_way, refused: now.refused };
     }
 }

@@ -1,15 +1,14 @@
 //! A request's target: which form it has, and its path and query.
 //!
-//! Owns the four forms of RFC 9112, 3.2. Invariant: what has none of them is refused, never repaired. Leaves it to others
-//! to know which paths exist.
+//! Owns the four forms of RFC 9112, 3.2. Invariant: a target that has none of them is refused, never repaired. Leaves to
+//! the services which paths exist.
 
 use super::request::Reject;
 
-/// The path and query of `target`. Of a URI of HTTP, as sent to a proxy, they are what follows the host: the host says
-/// nothing here.
+/// The path and query of `target`. Of a URI of HTTP, as sent to a proxy, they are what follows the host, which is ignored.
 ///
 /// # Errors
-/// [`Reject::BadRequest`] for a target of no form, or of one that `method` does not have.
+/// [`Reject::BadRequest`] for a target that has none of the forms, or a form that `method` does not allow.
 pub(super) fn split_target<'t>(method: &str, target: &'t str) -> Result<(&'t str, &'t str), Reject> {
     if target.bytes().fold(false, |found, b| found | (b == b'#')) {
         return Err(Reject::BadRequest("the target has a fragment"));
@@ -20,7 +19,7 @@ pub(super) fn split_target<'t>(method: &str, target: &'t str) -> Result<(&'t str
     Ok((if path.is_empty() { "/" } else { path }, query))
 }
 
-/// What remains of a target that is no plain path.
+/// The path and query of a target that is not a plain path.
 fn reduce<'t>(method: &str, target: &'t str) -> Result<&'t str, Reject> {
     if method == "CONNECT" {
         return if is_authority(target) { Ok(target) } else { Err(Reject::BadRequest("CONNECT needs host:port")) };
@@ -42,19 +41,19 @@ fn reduce<'t>(method: &str, target: &'t str) -> Result<&'t str, Reject> {
 
 const NO_FORM: Reject = Reject::BadRequest("the target is neither a path that begins with / nor a URI");
 
-/// A URI's scheme (RFC 3986, 3.1).
+/// Whether `word` can be a URI's scheme (RFC 3986, 3.1).
 fn is_scheme(word: &str) -> bool {
     word.starts_with(|c: char| c.is_ascii_alphabetic())
         && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
 }
 
-/// A host and its port, both of them there.
+/// Whether `target` is a host and a port, neither of them empty.
 fn is_authority(target: &str) -> bool {
     let parts = target.rsplit_once(':').filter(|(host, port)| !host.is_empty() && !port.is_empty());
     parts.is_some_and(|(host, port)| is_host(host.as_bytes()) && port.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Whether `value` can be a host with a port or without: no spaces, lists, paths or user names. Empty is allowed.
+/// Whether `value` can be a host with a port or without: no spaces, lists, paths or user names. It may be empty.
 pub(super) fn is_host(value: &[u8]) -> bool {
     const ALLOWED: [bool; 256] = {
         let mut table = [false; 256];

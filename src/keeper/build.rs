@@ -146,7 +146,7 @@ impl Store {
             held: rebuilt.held,
             purchased: rebuilt.purchased,
             taken: rebuilt.holds.values().map(|(known, _)| known).filter(with_checkout).count() as u64,
-            apart: rebuilt.misfits.iter().map(|(_, known)| known).filter(with_checkout).count() as u64,
+            apart: rebuilt.quarantined.iter().map(|(_, known)| known).filter(with_checkout).count() as u64,
         };
         head.write(&keys(built).0)
     }

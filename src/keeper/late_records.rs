@@ -124,7 +124,7 @@ fn place_batch(
     late: &Records,
     known: &mut HashMap<SaleId, Sold>,
 ) -> Result<(), KeeperError> {
-    let (mut fit, mut misfit) = (Records::new(late.sale, present.epoch), Records::new(late.sale, late.epoch));
+    let (mut fit, mut unfit) = (Records::new(late.sale, present.epoch), Records::new(late.sale, late.epoch));
     let all: Vec<RecordRef<'_>> = late.iter().collect();
     let mut has_ended = false;
     if let Some(terms) = present.open.iter().find(|terms| terms.sale == late.sale) {
@@ -143,22 +143,22 @@ fn place_batch(
         };
         for (record, fits) in chunk.iter().zip(fits) {
             let Ok(record) = record.to_owned() else { continue };
-            if fits { fit.push(&record) } else { misfit.push(&record) }
+            if fits { fit.push(&record) } else { unfit.push(&record) }
         }
         servers.still_opening()?;
     }
-    assert_eq!(fit.len() + misfit.len(), late.len(), "each late record is placed or quarantined");
+    assert_eq!(fit.len() + unfit.len(), late.len(), "each late record is placed or quarantined");
     if !fit.is_empty() {
         servers.ledger.add_missing(&fit)?;
     }
-    if !misfit.is_empty() {
-        let (sale, count) = (late.sale.named(), misfit.len());
+    if !unfit.is_empty() {
+        let (sale, count) = (late.sale.named(), unfit.len());
         tracing::error!(
-            "{count} records of {sale} were answered under epoch {} and do not fit any more: quarantined in quarantined_records, \
+            "{count} records of {sale} were answered under epoch {} and do not fit any more: they are in quarantined_records, \
              for an operator to settle",
             late.epoch
         );
-        servers.ledger.quarantine(&misfit, "decided under an older epoch")?;
+        servers.ledger.quarantine(&unfit, "decided under an older epoch")?;
     }
     Ok(())
 }

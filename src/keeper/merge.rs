@@ -12,7 +12,7 @@ pub struct RebuiltSale {
     /// All holds by their number.
     pub holds: BTreeMap<u64, (HoldFacts, HoldState)>,
     /// Holds that found no item left; they are not in `holds`.
-    pub misfits: Vec<(u64, HoldFacts)>,
+    pub quarantined: Vec<(u64, HoldFacts)>,
     /// How many hold an item.
     pub held: u64,
     /// How many were redeemed. Above the stock only if more was sold than there was.
@@ -114,7 +114,7 @@ impl HoldMerge {
                     HoldState::Held
                 }
                 None => {
-                    rebuilt.misfits.push((number, known));
+                    rebuilt.quarantined.push((number, known));
                     continue;
                 }
             };
@@ -177,7 +177,7 @@ mod tests {
         union.ledger(2, HoldFacts { taken_ms: 61, ..known(71, None) });
         let rebuilt = union.rebuild(&terms, 55);
         assert_eq!((rebuilt.holds[&1].1, rebuilt.holds[&2].1), (HoldState::Expired, HoldState::Held));
-        assert_eq!((rebuilt.clock_ms, rebuilt.misfits.len()), (61, 0));
+        assert_eq!((rebuilt.clock_ms, rebuilt.quarantined.len()), (61, 0));
     }
 
     #[test]
@@ -197,7 +197,7 @@ mod tests {
         union.ledger(5, known(60, Some(10)));
         let rebuilt = union.rebuild(&terms, 50);
         assert_eq!((rebuilt.held, rebuilt.purchased), (2, 1));
-        assert_eq!(rebuilt.misfits.iter().map(|m| m.0).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(rebuilt.quarantined.iter().map(|q| q.0).collect::<Vec<_>>(), [3, 4]);
     }
     #[test]
     fn a_users_limit_binds_holds_and_purchases_together() {
@@ -209,7 +209,7 @@ mod tests {
         union.ledger(4, known(40, None));
         let rebuilt = union.rebuild(&terms, 50);
         assert_eq!((rebuilt.held, rebuilt.purchased), (1, 1));
-        assert_eq!(rebuilt.misfits.iter().map(|m| m.0).collect::<Vec<_>>(), [2]);
+        assert_eq!(rebuilt.quarantined.iter().map(|q| q.0).collect::<Vec<_>>(), [2]);
     }
 
     #[test]
@@ -220,6 +220,6 @@ mod tests {
         union.ledger(9, HoldFacts { taken_ms: 20, ..known(60, None) });
         union.ledger(3, HoldFacts { taken_ms: 21, ..known(60, None) });
         let rebuilt = union.rebuild(&terms, 50);
-        assert_eq!(rebuilt.misfits.iter().map(|m| m.0).collect::<Vec<_>>(), [3]);
+        assert_eq!(rebuilt.quarantined.iter().map(|q| q.0).collect::<Vec<_>>(), [3]);
     }
 }

@@ -63,7 +63,7 @@ fn merge(servers: &mut Servers, terms: &Terms, epoch: u64) -> Result<(RebuiltSal
     if rebuilt.purchased > terms.items {
         tracing::error!("{terms}: {} items were purchased, more than its {}", rebuilt.purchased, terms.items);
     }
-    quarantine(servers, terms, epoch, &rebuilt.misfits)?;
+    quarantine(servers, terms, epoch, &rebuilt.quarantined)?;
     Ok((rebuilt, whole))
 }
 
@@ -83,14 +83,17 @@ fn quarantine(
     servers: &mut Servers,
     terms: &Terms,
     epoch: u64,
-    misfits: &[(u64, HoldFacts)],
+    quarantined: &[(u64, HoldFacts)],
 ) -> Result<(), KeeperError> {
-    if misfits.is_empty() {
+    if quarantined.is_empty() {
         return Ok(());
     }
-    tracing::error!("{terms}: {} holds found no item left; they are quarantined in quarantined_records", misfits.len());
+    tracing::error!(
+        "{terms}: {} holds found no item left: they are in quarantined_records, for an operator to settle",
+        quarantined.len()
+    );
     let mut records = Records::new(terms.sale, epoch);
-    for (number, known) in misfits {
+    for (number, known) in quarantined {
         records.push(&Record {
             kind: RecordKind::Hold,
             number: HoldNumber(*number),

@@ -1,17 +1,17 @@
-//! What tells one ledger from another.
+//! The identity of a ledger.
 //!
-//! Owns the form: 32 hex digits. Leaves keeping it to each ledger, and comparing it to the keeper.
+//! Owns its form: 32 hex digits. Leaves it to each ledger to store it, and to the keeper to compare it.
 
 use super::LedgerError;
 use std::fmt;
 use std::str::FromStr;
 
-/// A ledger's identity: 128 random bits, made once in a ledger's life. A restored backup has its original's.
+/// A ledger's identity: 128 random bits, made once for each ledger. A restored backup has the identity of its original.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LedgerId(u128);
 
 impl LedgerId {
-    /// A new one, from the operating system's random numbers.
+    /// A new identity, from the operating system's random numbers.
     pub(super) fn random() -> Result<LedgerId, LedgerError> {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes)
@@ -19,7 +19,7 @@ impl LedgerId {
         Ok(LedgerId(u128::from_be_bytes(bytes)))
     }
 
-    /// As a ledger keeps it.
+    /// The identity that stands as `text` in a ledger's table.
     pub(super) fn from_row(text: &str) -> Result<LedgerId, LedgerError> {
         text.parse().map_err(|()| LedgerError::failed(format!("ledger_identity has {text:?}, not 32 hex digits")))
     }

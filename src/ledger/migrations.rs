@@ -1,21 +1,21 @@
 //! Numbered migrations of a ledger's schema.
 //!
 //! Owns the decision which migrations a database still needs, and whether this program may work with it at all.
-//! Invariant: the version of a database is the number of the last migration that was applied to it; migrations are
-//! applied in order, each in one transaction together with the new version. Pure: leaves locks and SQL to each ledger.
+//! Invariant: a database's version is the number of the last migration that was applied to it; migrations are applied in
+//! order, each in one transaction that also notes the new version. Leaves locks and SQL to each ledger: no I/O here.
 
 /// One step from a version to the next. Its place in the list, counted from 1, is the version that it leads to.
 #[derive(Debug)]
 pub(super) struct Migration {
     /// The name of its file in `sql/`, without `.sql`.
     pub name: &'static str,
-    /// The oldest program (by its own last migration) that works with the result.
+    /// The oldest program, by its own last migration, that works with the result.
     pub compatible_from: i64,
-    /// What it does.
+    /// Its statements.
     pub sql: &'static str,
 }
 
-/// What a database says of its schema.
+/// The version that a database has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SchemaVersion {
     /// The last migration that was applied; 0 for an empty database.
@@ -40,7 +40,7 @@ pub struct TooNew {
 }
 
 /// The next migration that a database at `found` needs, with the version that it leads to; `None` if it needs none.
-/// A database that is ahead of `all` is fine as long as it says that this program works with it.
+/// A database of a later version than `all` is accepted if it names this program, or an older one, as compatible.
 pub(super) fn next(
     found: SchemaVersion,
     all: &'static [Migration],

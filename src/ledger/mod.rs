@@ -1,7 +1,7 @@
 //! The ledger: the durable record of sales, holds and purchases.
 //!
-//! Owns the traits that both ledgers implement. Refuses to know the inventory, HTTP and coroutines: all calls
-//! here block, so they belong to plain threads (the writer's and the keeper's), never to a worker.
+//! Owns the traits that both ledgers implement. Invariant: all calls here block, so only plain threads make them (the
+//! writer's and the keeper's), never a worker. Leaves decisions to the inventory.
 
 mod identity;
 mod migrations;
@@ -59,14 +59,14 @@ pub trait Append: Send {
     /// undone ([`writer::OnFailure::Undo`]) writes all `batches` or none.
     fn append(&mut self, batches: &[&Records]) -> Result<(), LedgerError>;
 
-    /// Writes something that changes nothing in the end, to find out whether the ledger takes records again. Only asked where a
-    /// batch that was refused is given back: else that batch is tried again, and says it.
+    /// Writes something that changes nothing in the end, to find out whether the ledger takes records again. Called only if
+    /// refused batches are undone: otherwise the writer repeats the refused batch, and its result tells.
     fn probe(&mut self) -> Result<(), LedgerError> {
         Ok(())
     }
 
-    /// Finds out whether what is written would still be found later, without writing anything. The writer asks once a second
-    /// while it has nothing to write, where a batch that is refused is given back.
+    /// Finds out, without writing anything, whether a later start would still find what is written. The writer asks once a
+    /// second while it has nothing to write, if refused batches are undone.
     fn look(&mut self) -> Result<(), LedgerError> {
         Ok(())
     }
@@ -75,9 +75,9 @@ pub trait Append: Send {
 /// A sale as the ledger knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SaleRow {
-    /// Its terms.
+    /// The sale's terms, as they were planned.
     pub terms: Terms,
-    /// Whether its state has been opened in the inventory at some time: from then on a missing state is a loss.
+    /// Whether the sale's state was ever opened in the inventory: from then on a missing state is a loss.
     pub opened: bool,
 }
 
@@ -86,7 +86,8 @@ pub trait Ledger: Send {
     /// The key that all codes are minted with, made on the first call ever.
     fn code_key(&mut self) -> Result<[u8; KEY_BYTES], LedgerError>;
 
-    /// What tells this ledger from every other one, made on the first call ever. A copy or a restored backup has it too.
+    /// The identity of this ledger, different from every other ledger's, made on the first call ever. A copy or a restored
+    /// backup has the identity of its original.
     fn identity(&mut self) -> Result<LedgerId, LedgerError>;
 
     /// A fresh instance number, never given out before.
@@ -95,100 +96,103 @@ pub trait Ledger: Send {
     /// The sales that end after `now_ms`, by their start.
     fn sales(&mut self, now_ms: u64) -> Result<Vec<SaleRow>, LedgerError>;
 
-    /// Fixes a sale's terms. Returns those in force: `terms`, or those of whoever was first.
+    /// Fixes a sale's terms. Returns the terms in force: `terms`, or those of the first call for this sale.
     fn plan(&mut self, terms: &Terms) -> Result<SaleRow, LedgerError>;
 
-    /// Gives a planned sale the items, the limit and the hold time of `terms`, unless a hold of it is on record. Says
-    /// whether it has them now.
+    /// Gives a planned sale the items, the limit and the hold time of `terms`, unless the ledger has a hold of it. Returns
+    /// whether the sale has these terms now.
     fn replan(&mut self, terms: &Terms) -> Result<bool, LedgerError>;
 
     /// Notes that `sale` is about to be opened in the inventory.
     fn mark_opened(&mut self, sale: SaleId) -> Result<(), LedgerError>;
 
-    /// Calls `each` for every hold of `sale`, in the order of their numbers; where a session was lost in between, for some
-    /// of them twice. Keeps the openers' lock, where it is held.
+    /// Calls `each` for every hold of `sale`, in the order of their numbers; for some of them twice if a session was lost in
+    /// between. Keeps the openers' lock alive if this instance holds it.
     fn holds(&mut self, sale: SaleId, each: &mut dyn FnMut(HoldRow)) -> Result<(), LedgerError>;
 }
 
-/// The number in force and the Redis it was opened on.
+/// The epoch in force, and the Redis that it was opened on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Epoch {
-    /// The epoch.
+    /// The epoch's number, from 1.
     pub number: u64,
-    /// What `INFO` said of the Redis (run id and replication id) when its sales were opened; empty before the first
-    /// opening, and from the moment on at which somebody closes it: then nobody may sell under it.
+    /// Run id and replication id of the Redis, from its `INFO`, when the epoch's sales were opened. Empty before the first
+    /// opening, and from the moment on at which an instance announces that it closes the epoch: then no instance may sell
+    /// under it.
     pub identity: String,
 }
 
-/// The fence of a ledger that several instances share: the epoch, its members, and the locks of the opener and of the reconciler.
-/// All calls block for seconds at most, then fail.
+/// The fence of a ledger that several instances share: the epoch, its members, and the locks of the opener and of the
+/// reconciler. All calls block for seconds at most, then fail.
 pub trait Fence: Ledger {
-    /// The ledger's clock, unix milliseconds: another opinion on the time.
+    /// The ledger's clock, in unix milliseconds. The keeper compares Redis' clock with it.
     fn clock_ms(&mut self) -> Result<u64, LedgerError>;
 
     /// The epoch in force (1 in a new ledger).
     fn epoch(&mut self) -> Result<Epoch, LedgerError>;
 
-    /// Takes this instance's shared lock of `epoch`, letting go of the one it had. Held by a session of its own until
-    /// [`Fence::leave`], the next `join`, or the session's end.
+    /// Takes this instance's shared lock of `epoch`, and releases the one that it had. A session of its own holds the lock
+    /// until [`Fence::leave`], the next `join`, or the session's end.
     fn join(&mut self, epoch: u64) -> Result<(), LedgerError>;
 
-    /// Lets go of the shared lock. The ledger's word that this instance has written all that it decided.
+    /// Releases the shared lock. The caller has written all that this instance decided.
     fn leave(&mut self) -> Result<(), LedgerError>;
 
-    /// Whether this instance's shared lock is still held (its session lives).
+    /// Whether this instance still holds its shared lock, which is whether the lock's session lives.
     fn is_member(&mut self) -> bool;
 
     /// The sessions that hold the shared lock of `epoch`, by the ledger's own numbers for them: one for each member other
     /// than this instance, whose earlier sessions are left out too.
     fn members(&mut self, epoch: u64) -> Result<Vec<i32>, LedgerError>;
 
-    /// Waits at most `wait` for the openers' lock, one for all instances, in a transaction of a session of its own which
-    /// the server ends when it is left idle for three seconds: a stopped opener cannot keep others out.
-    /// `Ok(false)` if another has it. An `urgent` caller is seen by the one that has it: see [`Fence::opening_is_urgent`].
+    /// Waits at most `wait` for the openers' lock, one for all instances. A transaction in a session of its own holds it; the
+    /// server ends that session after three idle seconds, so a frozen opener cannot keep others out. `Ok(false)` if another
+    /// instance has the lock. The instance that has the lock sees an `urgent` caller: see [`Fence::opening_is_urgent`].
     fn lock_opening(&mut self, wait: std::time::Duration, urgent: bool) -> Result<bool, LedgerError>;
 
-    /// Whether the openers' lock is still this instance's; resets the idle clock.
+    /// `Ok` if this instance still has the openers' lock. Resets the lock's three idle seconds.
     fn still_opening(&mut self) -> Result<(), LedgerError>;
 
-    /// [`Fence::still_opening`], and whether an urgent caller waits for the lock: work that can wait lets it go then.
+    /// [`Fence::still_opening`], and whether an urgent caller waits for the lock: work that can wait releases it then.
     fn opening_is_urgent(&mut self) -> Result<bool, LedgerError>;
 
-    /// Lets go of the openers' lock.
+    /// Releases the openers' lock, if this instance has it.
     fn unlock_opening(&mut self);
 
-    /// Takes the reconcilers' lock, which is as the openers' lock and independent of it. `Ok(false)` if another instance
-    /// has it, or if this one had it and has lost it. `Ok(true)` also where this one has it already; resets the idle clock then.
+    /// Takes the reconcilers' lock, which works as the openers' lock does and is independent of it. `Ok(false)` if another
+    /// instance has it, or if this instance had it and has lost it. `Ok(true)` also if this instance has it already; that
+    /// resets its three idle seconds.
     fn lock_reconciling(&mut self) -> Result<bool, LedgerError>;
 
-    /// Lets go of the reconcilers' lock.
+    /// Releases the reconcilers' lock, if this instance has it.
     fn unlock_reconciling(&mut self);
 
-    /// Announces that `epoch` is being closed, by forgetting the Redis that it was opened on: its members stop selling,
-    /// write what they have, which stays allowed, and leave. `Stale` if it is not in force any more.
+    /// Announces that `epoch` is being closed, by clearing [`Epoch::identity`]: its members stop selling, write the records
+    /// that they have, which is still allowed, and leave. `Stale` if the epoch is not in force any more.
     fn announce_closing(&mut self, epoch: u64) -> Result<(), LedgerError>;
 
-    /// Raises the epoch from `from` to `to`, visible to all at once; `Stale` if it is not `from` any more. Whoever has
-    /// begun to write under an older one by then can still commit: see [`Fence::drain`].
+    /// Raises the epoch from `from` to `to`, for all instances at once; `Stale` if it is not `from` any more. A transaction
+    /// that has begun to write under an older epoch can still commit: see [`Fence::drain`].
     fn raise(&mut self, from: u64, to: u64) -> Result<(), LedgerError>;
 
-    /// Notes the Redis that `epoch` is opened on; `Stale` if the epoch has moved on, or was opened on another one.
+    /// Notes the Redis that `epoch` is opened on; `Stale` if a later epoch is in force, or if this one was opened on another
+    /// Redis.
     fn set_identity(&mut self, epoch: u64, identity: &str) -> Result<(), LedgerError>;
 
-    /// Waits until nobody holds the shared lock of `epoch` or of an older one, at most `wait`. `Ok(false)` if somebody
-    /// still does. Keeps the openers' lock, where it is held.
+    /// Waits, at most for `wait`, until no session holds the shared lock of `epoch` or of an older one. `Ok(false)` if some
+    /// session still does. Keeps the openers' lock alive if this instance holds it.
     fn drain(&mut self, epoch: u64, wait: std::time::Duration) -> Result<bool, LedgerError>;
 
-    /// Ends the sessions of this database that hold the shared lock of `epoch` or of an older one, whoever has them:
-    /// frozen instances and writers. What they had not committed is undone. Returns how many were told to end;
-    /// [`Fence::drain`] waits.
+    /// Ends all sessions of this database that hold the shared lock of `epoch` or of an older one: those of frozen instances
+    /// and of their writers. Postgres undoes what they have not committed. Returns how many sessions were told to end;
+    /// [`Fence::drain`] waits for their end.
     fn evict(&mut self, epoch: u64) -> Result<u64, LedgerError>;
 }
 
-/// What a ledger that several instances share is asked about records, beside the writer. All calls block for seconds at most, then
-/// fail.
+/// The records of a ledger that several instances share, as the keeper reads and completes them. All calls block for
+/// seconds at most, then fail.
 pub trait SharedRecords: Ledger {
-    /// How many checkouts and how many purchases of `sale` the ledger has that were decided up to `upto_ms` (unix
+    /// The numbers of checkouts and of purchases of `sale` in the ledger that were decided up to `upto_ms` (unix
     /// milliseconds).
     fn counts(&mut self, sale: SaleId, upto_ms: u64) -> Result<(u64, u64), LedgerError>;
 
@@ -201,8 +205,8 @@ pub trait SharedRecords: Ledger {
         each: &mut dyn FnMut(HoldRow),
     ) -> Result<Option<HoldNumber>, LedgerError>;
 
-    /// Writes what is missing of `records` under their epoch, row by row where others are there already.
-    /// Returns how many rows were new. `Stale` as in [`Append`].
+    /// Writes those of `records` that the ledger lacks, under their epoch. Returns how many they were. `Stale` as in
+    /// [`Append`].
     fn add_missing(&mut self, records: &Records) -> Result<u64, LedgerError>;
 
     /// Puts `records` into quarantine, a table of their own, with the reason: they were answered to a shopper and do not fit

@@ -1,16 +1,15 @@
-//! What the log is told of a server that refuses for a time: the ledger that takes no records, or a Redis that takes
-//! no writes.
+//! Two log lines for each time in which a server refuses: a ledger that takes no records, or a Redis that takes no writes.
 //!
-//! Owns the one line at the beginning and the one at the end. Invariant: the lines come in pairs, however often the
-//! server changes its mind in between: a disk that is nearly full takes a small batch after it refused a large one.
-//! Leaves to its owner what was refused, and why.
+//! Owns the line at the beginning and the line at the end. Invariant: the lines come in pairs, even if single calls
+//! succeed in between: a disk that is nearly full takes a small batch after it refused a large one. Leaves to its owner
+//! what was refused, and why.
 
 use std::time::{Duration, Instant};
 
-/// For how long nothing may fail until a time of failures is said to be over.
+/// An outage is over once no call has failed for this long, and one has succeeded.
 pub const QUIET_PERIOD: Duration = Duration::from_secs(1);
 
-/// A time of failures, if there is one now.
+/// The outage of one server, if there is one now.
 #[derive(Debug)]
 pub struct Outage {
     begins: &'static str,
@@ -22,17 +21,17 @@ pub struct Outage {
 struct Ongoing {
     began: Instant,
     failed: Instant,
-    /// When something was written first since the last failure.
+    /// The first success since the last failure.
     written: Option<Instant>,
 }
 
 impl Outage {
-    /// None yet. `begins` is logged with the reason, `ends` with how long it took.
+    /// No outage yet. `begins` is logged with the reason, `ends` with the length of the outage.
     pub fn new(begins: &'static str, ends: &'static str) -> Outage {
         Outage { begins, ends, ongoing: None }
     }
 
-    /// The server refused at `now`, for this reason.
+    /// The server refused at `now`, with the reason `why`.
     pub fn failed(&mut self, now: Instant, why: &str) {
         match &mut self.ongoing {
             Some(ongoing) => (ongoing.failed, ongoing.written) = (now, None),
@@ -43,26 +42,26 @@ impl Outage {
         }
     }
 
-    /// Whether there is one now.
+    /// Whether there is an outage now.
     pub fn is_on(&self) -> bool {
         self.ongoing.is_some()
     }
 
-    /// The server took what it was given at `now`, or would have.
+    /// The server took a write at `now`, or showed that it would take one.
     pub fn written(&mut self, now: Instant) {
         if let Some(ongoing) = &mut self.ongoing {
             ongoing.written.get_or_insert(now);
         }
     }
 
-    /// How long to wait at most before [`Outage::settle`] is called again; `None` if it has nothing to say.
+    /// How long to wait at most before [`Outage::settle`] is called again; `None` if it would log nothing.
     pub fn until_quiet(&self, now: Instant) -> Option<Duration> {
         let ongoing = self.ongoing.as_ref().filter(|ongoing| ongoing.written.is_some())?;
         Some(QUIET_PERIOD.saturating_sub(now.saturating_duration_since(ongoing.failed)))
     }
 
-    /// Says that it is over, once it has been for [`QUIET_PERIOD`]. Returns how long it took, from the first failure to the
-    /// first success after the last one.
+    /// Logs the end of the outage once [`QUIET_PERIOD`] has passed since the last failure. Returns the outage's length then:
+    /// from the first failure to the first success after the last one.
     pub fn settle(&mut self, now: Instant) -> Option<Duration> {
         self.until_quiet(now).filter(Duration::is_zero)?;
         let ongoing = self.ongoing.take()?;

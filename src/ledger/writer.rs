@@ -1,8 +1,8 @@
 //! The writer: one plain thread that puts records into the ledger in large batches.
 //!
-//! Owns the gathering (how long to linger), the retries, and the word to those who wait. Invariant: a record that was
-//! handed over is written, given back to its worker with a refusal, or passed on as stale; never dropped. Refuses to
-//! know which ledger it writes to.
+//! Owns the gathering (how long to linger), the retries, and telling the workers the result. Invariant: each record that
+//! was handed over is written, or given back to its worker with a refusal, or passed on as stale; none is dropped. Leaves
+//! to the ledger how records are written, and to the keeper what becomes of stale ones.
 
 use super::outage::Outage;
 use super::{Append, LedgerError};
@@ -13,46 +13,49 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How long it waits for more records when nobody waits for these: batches of 10,000 cost half of batches of 1,000.
+/// How long the writer waits for more records if no answer waits for these: in batches of 10,000, a record costs half as
+/// much as in batches of 1,000.
 const LINGER: Duration = Duration::from_millis(20);
-/// Enough records to write without waiting for more.
+/// With this many records, the writer writes without waiting for more.
 const ENOUGH: usize = 10_000;
-/// The first wait after a failure; it doubles up to [`MAX_BACKOFF`].
+/// The wait after the first failure; each further failure doubles it, up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 /// The longest wait between two attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
-/// How often the writer asks, while it has no records to write, whether the ledger would take them: one that refused may take
-/// records again, and one that took them may have lost its files.
+/// How often the writer asks, while it has no records to write, whether the ledger would take some: a ledger that refused
+/// may take records again, and a ledger that took them may have lost its files.
 const PROBE: Duration = Duration::from_secs(1);
 
 /// What happens to a batch that the ledger cannot take.
 #[derive(Clone)]
 pub enum OnFailure {
-    /// It is tried until it is taken: the decision stands, in Redis.
+    /// The writer repeats it until the ledger takes it: the decision stands, in Redis.
     Retry,
-    /// It is given back, with all that was decided since: the decisions are undone, in memory.
+    /// The batch and all that was decided since are undone, in memory, and answered with a refusal.
     Undo(Arc<dyn Undo>),
 }
 
-/// What the writer is made of.
+/// The writer's parts. [`Writer::run`] is its thread.
 pub struct Writer<A> {
-    /// What it is sent.
+    /// The channel with the records to write.
     pub inbox: Inbox,
-    /// Where it writes.
+    /// The ledger that it writes to.
     pub ledger: A,
-    /// Where answers wait, one mailbox per worker.
+    /// Where written and refused handoffs with waiting answers go: one mailbox a worker.
     pub mailboxes: Arc<Vec<Mailbox>>,
     /// What happens to a batch that the ledger cannot take.
     pub on_failure: OnFailure,
-    /// Where records of another epoch go; they are not the writer's to judge.
+    /// Where records of another epoch go: the keeper decides what becomes of them.
     pub stale: Sender<Box<Handoff>>,
 }
 
-/// What was gathered for one transaction.
+/// What was gathered for one call of the ledger.
 #[derive(Default)]
 struct Batch {
     handoffs: Vec<Box<Handoff>>,
+    /// Records in all handoffs.
     rows: usize,
+    /// Whether an answer, or the sender of a flush, waits for this batch.
     awaited: bool,
     flushes: Vec<Sender<()>>,
     finish: bool,
@@ -79,14 +82,19 @@ impl Batch {
 }
 
 impl<A: Append + 'static> Writer<A> {
-    /// What its thread does. It ends after [`Message::Finish`], when all that came before is written.
+    /// The writer's thread. It ends after [`Message::Finish`], once all that was sent before is written.
     pub fn run(mut self) {
-        let mut outage = Outage::new("the ledger does not take records", "the ledger takes records again");
+        let refuses = if self.undoes() {
+            "the ledger does not take records: their requests are answered 503"
+        } else {
+            "the ledger does not take records: the writer keeps them and tries again"
+        };
+        let mut outage = Outage::new(refuses, "the ledger takes records again");
         let mut asked = Instant::now();
         loop {
             let Some(mut batch) = self.gather(&outage) else { return };
-            // Also while there are answers without records: in a sale that is sold out nothing else may come for an hour.
-            if self.gives_back() && batch.rows == 0 && (batch.handoffs.is_empty() || asked.elapsed() >= PROBE) {
+            // Also if only answers without records come: a sold-out sale may send nothing else for an hour.
+            if self.undoes() && batch.rows == 0 && (batch.handoffs.is_empty() || asked.elapsed() >= PROBE) {
                 asked = Instant::now();
                 self.ask(&mut outage);
             }
@@ -102,11 +110,11 @@ impl<A: Append + 'static> Writer<A> {
         }
     }
 
-    /// Waits for records, then takes what is there, and lingers for more unless an answer waits. Comes back with
-    /// nothing when it is time to say that `outage` is over, or to find out.
+    /// Waits for records, then takes all that is in the channel, and lingers for more unless an answer waits. Returns an
+    /// empty batch when it is time to log the end of `outage`, or to ask the ledger; `None` once all senders are gone.
     fn gather(&self, outage: &Outage) -> Option<Batch> {
         let mut batch = Batch::default();
-        let probe = self.gives_back().then_some(PROBE);
+        let probe = self.undoes().then_some(PROBE);
         let first = match outage.until_quiet(Instant::now()).or(probe) {
             None => self.inbox.receiver.recv().ok(),
             Some(wait) => match self.inbox.receiver.recv_timeout(wait) {
@@ -122,26 +130,26 @@ impl<A: Append + 'static> Writer<A> {
         Some(batch)
     }
 
-    /// The next message for `batch`, which is written at `until` at the latest; `None` if it is to be written now.
+    /// The next message for `batch`, which is written at `until` at the latest; `None` if it must be written now.
     fn next(&self, batch: &Batch, until: Instant) -> Option<Message> {
-        // Not only while it waits: a thread that comes late to each message, as on a busy machine, always finds another.
+        // Checked before each message: on a busy machine the writer may find another message each time that it runs.
         if batch.rows >= ENOUGH || Instant::now() >= until {
             return None;
         }
-        if batch.awaited || self.gives_back() {
+        if batch.awaited || self.undoes() {
             self.inbox.receiver.try_recv().ok()
         } else {
             self.inbox.receiver.recv_deadline(until).ok()
         }
     }
 
-    /// Whether what the ledger refuses is given back. Then the writer has to ask the ledger: a batch that was refused is not
-    /// tried again, and no new batch may come, since a server that refuses is not healthy.
-    fn gives_back(&self) -> bool {
+    /// Whether what the ledger refuses is undone. Then the writer has to ask the ledger whether it takes records again: a
+    /// refused batch is not repeated, and load balancers send no requests to an instance that is not healthy.
+    fn undoes(&self) -> bool {
         matches!(self.on_failure, OnFailure::Undo(_))
     }
 
-    /// Asks the ledger whether it would take records: with a write during `outage`, otherwise with a look.
+    /// Asks the ledger whether it would take records: by [`Append::probe`] during `outage`, otherwise by [`Append::look`].
     fn ask(&mut self, outage: &mut Outage) {
         let answer = if outage.is_on() { self.ledger.probe() } else { self.ledger.look() };
         match answer {
@@ -150,7 +158,7 @@ impl<A: Append + 'static> Writer<A> {
         }
     }
 
-    /// Writes `batch`, or gives it up.
+    /// Writes `batch`, or has it undone. Returns once each handoff is settled or passed on as stale.
     fn write(&mut self, batch: &mut Batch, outage: &mut Outage) {
         let mut backoff = MIN_BACKOFF;
         loop {
@@ -168,7 +176,7 @@ impl<A: Append + 'static> Writer<A> {
                     return self.settle(handoffs, true);
                 }
                 Err(LedgerError::Stale { current }) => {
-                    // It took none of them, but it answers.
+                    // The ledger took none of them, but it works.
                     outage.written(Instant::now());
                     self.pass_on_stale(handoffs, current);
                 }
@@ -176,10 +184,10 @@ impl<A: Append + 'static> Writer<A> {
                     outage.failed(Instant::now(), &why.to_string());
                     self.inbox.counters.refusing.store(true, Ordering::Relaxed);
                     if let OnFailure::Undo(decider) = &self.on_failure {
-                        self.take_back(decider.as_ref(), batch);
+                        self.undo(decider.as_ref(), batch);
                         return self.settle(&mut batch.handoffs, false);
                     }
-                    // Whoever closes the epoch does not wait for long.
+                    // A hurry signal ends the wait: the keeper has to close the epoch within seconds.
                     if self.inbox.hurry.recv_timeout(backoff) == Err(RecvTimeoutError::Disconnected) {
                         std::thread::sleep(backoff);
                     }
@@ -190,7 +198,7 @@ impl<A: Append + 'static> Writer<A> {
     }
 
     /// Has `batch` undone, with all that is in the channel.
-    fn take_back(&self, decider: &dyn Undo, batch: &mut Batch) {
+    fn undo(&self, decider: &dyn Undo, batch: &mut Batch) {
         let mut others = Vec::new();
         decider.take_back(&mut batch.handoffs, &mut |refused| {
             while let Ok(message) = self.inbox.receiver.try_recv() {
@@ -203,11 +211,12 @@ impl<A: Append + 'static> Writer<A> {
         others.into_iter().for_each(|message| batch.add(message));
     }
 
-    /// Hands back what was written or refused, and rings for it.
+    /// Sends handoffs that were written or refused back to their workers if answers wait for them, and rings those workers;
+    /// recycles the others.
     fn settle(&self, handoffs: &mut Vec<Box<Handoff>>, written: bool) {
         let counters: &Counters = &self.inbox.counters;
         for handoff in handoffs.drain(..) {
-            // After what it states is in the ledger, or undone in memory: then others may rest on that.
+            // Only now: a worker that sees this count relies on the records being in the ledger, or undone in memory.
             counters.settled.fetch_add(1, Ordering::Release);
             if written {
                 counters.written.fetch_add(handoff.records.len() as u64, Ordering::Relaxed);
@@ -223,7 +232,7 @@ impl<A: Append + 'static> Writer<A> {
         self.mailboxes.iter().filter(|m| m.has_mail()).for_each(|m| m.bell().ring());
     }
 
-    /// Answers those who wait for `handoff`: what becomes of its records will not be known in time.
+    /// Refuses the answers that wait for `handoff`: the fate of its records will not be known in time.
     fn refuse(&self, handoff: &mut Handoff) {
         if handoff.acks.is_empty() {
             return;
@@ -236,6 +245,7 @@ impl<A: Append + 'static> Writer<A> {
         }
     }
 
+    /// Passes on the handoffs of another epoch than `current`.
     fn pass_on_stale(&self, handoffs: &mut Vec<Box<Handoff>>, current: u64) {
         let mut count = 0;
         for mut handoff in handoffs.extract_if(.., |h| h.records.epoch != current) {
@@ -244,7 +254,8 @@ impl<A: Append + 'static> Writer<A> {
             let _ = self.stale.send(handoff);
         }
         tracing::warn!(
-            "{count} records were decided under another epoch than the one in force, {current}: the keeper places them"
+            "{count} records were decided under an epoch that is over (the ledger's is {current}): they are not written, the keeper \
+             offers them to the sale"
         );
         self.inbox.counters.stale.fetch_add(count, Ordering::Relaxed);
     }
@@ -273,10 +284,10 @@ mod tests {
         let far = Instant::now() + Duration::from_secs(3600);
         let mut batch = Batch::default();
         send();
-        assert!(writer.next(&batch, Instant::now()).is_none(), "there always is another one, on a busy machine");
+        assert!(writer.next(&batch, Instant::now()).is_none(), "the time is over, although a message is there");
         assert!(writer.next(&batch, far).is_some());
         let soon = Instant::now() + Duration::from_millis(5);
-        assert!(writer.next(&batch, soon).is_none() && Instant::now() >= soon, "nobody waits for it, so it waits");
+        assert!(writer.next(&batch, soon).is_none() && Instant::now() >= soon, "no answer waits for it, so it lingers");
         batch.awaited = true;
         assert!(writer.next(&batch, far).is_none(), "an answer waits");
         batch = Batch { rows: ENOUGH, ..Batch::default() };

@@ -78,7 +78,7 @@ fn what_found_no_place_is_expected_in_the_ledger() {
         union.ledger(number, known);
     }
     let rebuilt = union.rebuild(&terms, START_MS);
-    assert_eq!(rebuilt.misfits.len(), 3);
+    assert_eq!(rebuilt.quarantined.len(), 3);
     let built = bench.store.build(&terms, 1, &rebuilt, &mut || Ok(())).unwrap();
     bench.store.open(&built).unwrap();
     // All five checkouts are in the ledger, and a sixth one that is lacking has to be noticed.

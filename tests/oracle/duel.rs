@@ -258,7 +258,7 @@ impl Duel<'_> {
         let built = self.bench.store.build(&self.terms, self.epoch, &rebuilt, &mut || Ok(())).map_err(text)?;
         self.bench.store.open(&built).map_err(text)?;
         self.memory = MemorySale::open(self.terms, self.rows.values().copied(), self.now);
-        same("holds without an item", rebuilt.misfits.len() as u64, self.memory.dropped())?;
+        same("holds without an item", rebuilt.quarantined.len() as u64, self.memory.dropped())?;
         self.set_clock(self.now);
         Ok(())
     }

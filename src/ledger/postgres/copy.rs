@@ -1,8 +1,8 @@
 //! Rows in the form of Postgres' binary COPY.
 //!
-//! Owns the bytes: pure, no I/O. Invariant: what is finished is a complete COPY stream, header to trailer, of rows
-//! with the columns of `HOLDS` and `PURCHASES` in that order. Public so that the benchmarks can time it.
-//! Refuses to know transactions.
+//! Owns the bytes, without I/O. Invariant: a finished table is a complete COPY stream, header to trailer, of rows with the
+//! columns of `HOLDS` or of `PURCHASES` in that order. Public so that the benchmarks can time it. Leaves transactions to
+//! `write`.
 
 use crate::code::{Codes, MAX_SALE};
 use crate::domain::{HoldKey, HoldNumber, RecordKind, RecordRef, Records, SaleId};
@@ -16,11 +16,11 @@ pub(super) const PURCHASES: &str = "sale_id, hold, code, user_id, item_id, creat
 
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 const TRAILER: [u8; 2] = (-1i16).to_be_bytes();
-/// 2000-01-01, from which Postgres counts, in unix milliseconds.
+/// 2000-01-01, where Postgres' timestamps begin, in unix milliseconds.
 const EPOCH_MS: i64 = 946_684_800_000;
-/// The end of the year 9999: beyond every true moment and within what a timestamp holds.
+/// The end of the year 9999: later than any real moment, and within a timestamp's range.
 const LAST_MS: u64 = 253_402_300_799_999;
-/// How much memory a table's buffer keeps between two batches: some 25,000 rows.
+/// How many bytes a table's buffer keeps between two batches: some 25,000 rows.
 const KEEP_BYTES: usize = 4 << 20;
 
 /// Unix milliseconds as Postgres' microseconds since 2000.
@@ -54,9 +54,9 @@ impl From<OutOfRange> for LedgerError {
 /// The COPY stream of one table.
 #[derive(Debug, Default)]
 pub struct Table {
-    /// The stream. A handle to memory that [`Rows::recycle`] takes back.
+    /// The stream. [`Rows::encode`] uses its memory again.
     pub bytes: Bytes,
-    /// How many rows it has.
+    /// How many rows the stream has.
     pub rows: u64,
 }
 
@@ -124,10 +124,10 @@ impl Rows {
 }
 
 impl Table {
-    /// The memory of the last stream with a header in it, unless it has grown too large to keep.
+    /// The previous stream's memory, with a header in it; new memory if that has grown beyond [`KEEP_BYTES`].
     fn start(&mut self) -> Vec<u8> {
         self.rows = 0;
-        // No copy if nobody else has a handle, which is so once the stream was sent.
+        // No copy: once a stream was sent, this is the only handle to its memory.
         let mut memory = Vec::from(std::mem::take(&mut self.bytes));
         if memory.capacity() > KEEP_BYTES {
             memory = Vec::new();
@@ -143,7 +143,7 @@ impl Table {
     }
 }
 
-/// What both tables' rows begin with.
+/// Writes the columns that both tables' rows begin with.
 fn row(out: &mut Vec<u8>, columns: i16, sale: i64, hold: i64, code: &[u8; 16], record: &RecordRef<'_>) {
     out.extend_from_slice(&columns.to_be_bytes());
     field(out, &sale.to_be_bytes());
@@ -154,7 +154,7 @@ fn row(out: &mut Vec<u8>, columns: i16, sale: i64, hold: i64, code: &[u8; 16], r
     field(out, &micros(record.at_ms).to_be_bytes());
 }
 
-/// One value behind its length. All values are ids, numbers and codes, far below 2 GiB.
+/// Writes one value behind its length. All values are ids, numbers and codes, far below 2 GiB.
 fn field(out: &mut Vec<u8>, value: &[u8]) {
     out.extend_from_slice(&(value.len() as i32).to_be_bytes());
     out.extend_from_slice(value);

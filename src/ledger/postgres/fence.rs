@@ -1,8 +1,8 @@
 //! The fence in Postgres: the epoch's row and the advisory locks.
 //!
-//! Owns the membership session and the openers' session: a lock lives exactly as long as its session, so a dead
-//! instance's locks go with it. Invariant: nobody ever queues for an epoch's exclusive lock, or the writers that are
-//! waited for would queue behind. Refuses to know when to raise.
+//! Owns the sessions of this instance's membership, of the openers' lock and of the reconcilers' lock: a lock lives exactly
+//! as long as its session, so a dead instance's locks are released. Invariant: no session ever queues for an epoch's
+//! exclusive lock, since the writers that it waits for would queue behind it. Leaves to the keeper when to raise the epoch.
 
 use super::connect::ConnectSettings;
 use super::ledger::{PostgresLedger, number, signed};
@@ -13,22 +13,22 @@ use std::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
-/// How often draining looks: often enough not to add to an outage, seldom enough not to be felt.
+/// How often draining looks for locks: short beside the seconds of an outage, long beside the query's own cost.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
-/// How often it says that the opener is still there: his session ends when nothing is heard of him for three seconds.
+/// How often draining renews the openers' lock, whose session ends after three idle seconds.
 const DRAIN_SIGN: Duration = Duration::from_millis(500);
 
-/// How many of this instance's member sessions are remembered.
+/// How many of this instance's latest member sessions are remembered, to leave them out of the members.
 const OWN_SESSIONS: usize = 8;
 
-/// The shared locks of an epoch and of all before it: `$1`. Asking who has them leaves them alone, where trying to take
-/// them would make new ones queue.
+/// The granted locks of the class `$1` of the epoch `$2` and of all before it. Reading the list of locks makes no session
+/// wait; trying to take an exclusive lock would make new shared ones queue.
 const OLD_LOCKS: &str = "FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2 \
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
     AND classid::bigint = $1 AND objid::bigint <= $2";
 
 impl PostgresLedger {
-    /// The epoch in force, when an update found that it is not `expected`.
+    /// The error of an update that found another epoch in force than the one that it names.
     fn stale(&mut self) -> LedgerError {
         self.epoch().map_or_else(|e| e, |epoch| LedgerError::Stale { current: epoch.number })
     }
@@ -42,7 +42,7 @@ fn not_held() -> Failure {
 /// `None` if another session has it. An urgent caller holds [`URGENT`] meanwhile.
 fn exclusive(settings: &ConnectSettings, key: i32, wait: Duration, urgent: bool) -> Result<Option<Session>, Failure> {
     let mut session = Session::open(settings, WORK_LIMIT)?;
-    // Zero would mean to wait for ever. Our own limit has to be the later one.
+    // Zero would mean no limit. The statement's limit has to be later than the lock's.
     let (lock, statement) = (wait.as_millis().max(1), (wait + WORK_LIMIT).as_millis());
     let notice = if urgent {
         format!("SELECT pg_advisory_xact_lock_shared({OPENERS_CLASS}, {URGENT}); ")
@@ -191,7 +191,7 @@ impl Fence for PostgresLedger {
 
     fn raise(&mut self, from: u64, to: u64) -> Result<(), LedgerError> {
         let changed = self.run(async move |wire| {
-            // The new epoch has not been opened on any Redis yet, whoever raised it and whatever becomes of him.
+            // The new epoch is not opened on any Redis yet. If the opener dies now, the empty identity says so.
             const RAISE: &str = "UPDATE ledger_fence SET number = $2, identity = '' WHERE number = $1 AND $2 > $1";
             Ok(wire.client.execute(RAISE, &[&signed(from)?, &i64::from(epoch_key(to)?)]).await?)
         })?;

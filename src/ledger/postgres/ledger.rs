@@ -1,7 +1,7 @@
 //! The keeper's view of the ledger in Postgres: sales, holds, the key and the numbers of instances.
 //!
-//! Owns the work session; the locks' sessions are used by the fence beside it. Refuses to know what a rebuild does with
-//! the rows.
+//! Owns the work session; the fence beside it uses the locks' sessions. Leaves to the keeper what a rebuild does with the
+//! rows.
 
 use super::connect::ConnectSettings;
 use super::copy::{Rows, micros, unix_ms};
@@ -102,7 +102,7 @@ impl PostgresLedger {
     }
 
     /// The holds after the number `after`, `page` checkouts of them; the page's last number, `None` if it was the last
-    /// page; and how many rows this service cannot have written.
+    /// page; and the number of malformed rows.
     fn page_of(
         &mut self,
         sale: SaleId,
@@ -143,7 +143,7 @@ fn say_malformed(sale: SaleId, malformed: u64) {
     if malformed > 0 {
         let sale = sale.named();
         tracing::error!(
-            "{malformed} holds of {sale} in the ledger are not as this service writes them, and are left out"
+            "{malformed} holds of {sale} in the ledger are malformed and are left out: another program wrote them"
         );
     }
 }
@@ -152,7 +152,7 @@ impl Ledger for PostgresLedger {
     fn code_key(&mut self) -> Result<[u8; KEY_BYTES], LedgerError> {
         let fresh = random_key().map_err(|e| LedgerError::about("the system gives no random bytes for a key", e))?;
         self.run(async move |wire| {
-            // First the insert, then a look with a new snapshot: whoever was first has made the key of all.
+            // The insert first, then a query with a new snapshot: the first instance's insert made the key of all.
             const MAKE: &str = "INSERT INTO ledger_code_key (key) VALUES ($1) ON CONFLICT DO NOTHING";
             wire.client.execute(MAKE, &[&fresh.as_slice()]).await?;
             let row = wire.client.query_one("SELECT key FROM ledger_code_key", &[]).await?;
@@ -164,7 +164,7 @@ impl Ledger for PostgresLedger {
     fn identity(&mut self) -> Result<LedgerId, LedgerError> {
         let fresh = LedgerId::random()?.to_string();
         let id = self.run(async move |wire| {
-            // As for the key: the first insert counts.
+            // As for the key: the first instance's insert counts.
             const MAKE: &str = "INSERT INTO ledger_identity (id) VALUES ($1) ON CONFLICT DO NOTHING";
             wire.client.execute(MAKE, &[&fresh]).await?;
             let row = wire.client.query_one("SELECT id FROM ledger_identity", &[]).await?;
@@ -186,7 +186,8 @@ impl Ledger for PostgresLedger {
                     return Ok(instance);
                 }
                 tracing::warn!(
-                    "the ledger gave out the instance number {instance} before: it was restored to an earlier time"
+                    "the ledger has holds with the instance number {instance} already, so it was restored to an earlier time: \
+                     this instance takes the next number"
                 );
             }
         })
@@ -237,8 +238,8 @@ impl Ledger for PostgresLedger {
     fn holds(&mut self, sale: SaleId, each: &mut dyn FnMut(HoldRow)) -> Result<(), LedgerError> {
         self.ready()?;
         let (mut after, mut malformed, mut page) = (-1, 0, MIN_PAGE);
-        // In pages: the session of the openers' lock must be heard of every few seconds, however large the sale is. They
-        // grow as long as they are read quickly: each one costs some round trips.
+        // In pages: the session of the openers' lock must be used every few seconds, however large the sale is. The pages
+        // grow as long as they are read quickly, since each one costs some round trips.
         loop {
             let begun = Instant::now();
             let (last, odd) = self.page_of(sale, after, page, each)?;
@@ -258,22 +259,22 @@ impl Ledger for PostgresLedger {
 /// The columns that [`sale_row`] reads.
 const SALE: &str = "sale_id, items, user_limit, hold_ms, starts_at, ends_at, opened";
 
-/// Whether a sale that has not ended has holds of an instance already, from the first to the last number that it may give
-/// out. Then the sequence was restored to an earlier moment, and reconciliation has written those rows since.
+/// Whether a sale that has not ended has holds with an instance's numbers, from the first (`$1`) to the last (`$2`). Then
+/// the sequence was restored to an earlier moment, and reconciliation has written those rows since.
 const IS_USED: &str = "SELECT EXISTS (SELECT 1 FROM sales s WHERE s.ends_at > now() AND EXISTS \
     (SELECT 1 FROM ledger_holds h WHERE h.sale_id = s.sale_id AND h.hold BETWEEN $1 AND $2))";
 
-/// Checkouts in a page: read in a fraction of a second.
+/// The fewest checkouts in a page: read in a fraction of a second.
 const MIN_PAGE: i64 = 20_000;
-/// The most in a page.
+/// The most checkouts in a page.
 const MAX_PAGE: i64 = 160_000;
 /// A page that was read within this time may be followed by one of twice its size.
 const QUICK_PAGE: Duration = Duration::from_millis(500);
 
-/// The number of the page's last hold, if there are as many after the second argument.
+/// The number of the page's last hold: the `$3`rd hold after the number `$2`; null if there are fewer.
 const END_OF_PAGE: &str = "SELECT (SELECT hold FROM ledger_holds WHERE sale_id = $1 AND hold > $2 ORDER BY hold OFFSET $3::bigint - 1 LIMIT 1)";
 
-/// A purchase's columns stand behind the hold's; either half may be null.
+/// A hold's columns, then its purchase's; either half may be null.
 const HOLDS_OF_SALE: &str = "\
     SELECT hold, h.user_id, h.item_id, h.created_at, h.expires_at, p.user_id, p.item_id, p.created_at \
     FROM (SELECT hold, user_id, item_id, created_at, expires_at FROM ledger_holds \
@@ -282,7 +283,7 @@ const HOLDS_OF_SALE: &str = "\
         WHERE sale_id = $1 AND hold > $2 AND hold <= $3) p USING (hold) \
     ORDER BY hold";
 
-/// The schema's checks keep malformed sales out, so one is an error and not left out: its items would vanish.
+/// A malformed sale is an error: if it were left out, its items could not be sold. The schema's checks refuse such rows.
 fn sale_row(row: &Row) -> Result<SaleRow, Failure> {
     let moment = |at| {
         row.try_get::<_, PgTimestamp>(at)
@@ -303,7 +304,7 @@ fn sale_row(row: &Row) -> Result<SaleRow, Failure> {
     })
 }
 
-/// `None` if the row is nothing that this service writes.
+/// `None` if the row is malformed: this service does not write such rows.
 fn hold_row(row: &Row) -> Option<HoldRow> {
     let number = HoldNumber(u64::try_from(row.try_get::<_, i64>(0).ok()?).ok()?);
     let id = |at| Id::from_bytes(row.try_get::<_, &str>(at).ok()?.as_bytes()).ok();
@@ -340,7 +341,7 @@ pub(super) fn number(row: &Row, at: usize) -> Result<u64, Failure> {
     u64::try_from(value).map_err(|_| Failure::refused(format!("a number in the ledger is negative: {value}")))
 }
 
-/// A number as Postgres keeps it.
+/// A number as a `bigint`; an error beyond 63 bits.
 pub(super) fn signed(number: u64) -> Result<i64, Failure> {
     i64::try_from(number).map_err(|_| Failure::refused(format!("{number} is beyond 63 bits")))
 }

@@ -1,8 +1,8 @@
-//! A session that is made anew after an error.
+//! A session that is opened again after an error.
 //!
-//! Owns reconnecting, the end of the process that a lost session left behind, the one quiet attempt on a new session
-//! where an old one turns out to be over, and the one warning per outage. Invariant: what is asked of the session twice
-//! does no harm. Leaves what is asked to its caller.
+//! Owns reconnecting, the end of the server's process that a lost session left behind, the one quiet attempt on a new
+//! session if the old one turns out to be over, and one warning for each outage. Invariant: the caller's work may be done
+//! twice, so it must do no harm twice. Leaves the work to its caller.
 
 use super::connect::ConnectSettings;
 use super::session::{Backend, Failure, Session, Wire};
@@ -11,25 +11,25 @@ use std::time::Duration;
 /// A place for one session.
 pub(super) struct ReconnectingSession {
     settings: ConnectSettings,
-    /// Who uses it, for the log.
+    /// The part of the service that uses the session, for the log.
     role: &'static str,
     limit: Duration,
     session: Option<Session>,
     /// The process of a session that was dropped in the middle of something. It may hold rows that were not committed.
     left: Option<Backend>,
-    /// Whether it answered last; not known before it ever did, and then the caller speaks.
+    /// Whether the last call succeeded; `None` before the first success, while the caller reports all failures.
     answers: Option<bool>,
 }
 
 impl ReconnectingSession {
-    /// No session yet; each statement of the later ones may take `limit`.
+    /// No session yet; each statement in a later session may take `limit`.
     pub fn new(settings: ConnectSettings, role: &'static str, limit: Duration) -> ReconnectingSession {
         ReconnectingSession { settings, role, limit, session: None, left: None, answers: None }
     }
 
-    /// Does `work` in the session, opening one first if there is none. Any error but `Stale` costs the session. A session
-    /// that was good before and is over now is replaced by a new one, on which `work` is done once more, before anything is
-    /// said: the first time may have had its effect.
+    /// Does `work` in the session, and opens one first if there is none. Any error but `Stale` ends the session. If a
+    /// session that was good before is over now, a new one replaces it and `work` is done once more before a failure is
+    /// reported: the first time may have had its effect.
     pub fn run<T>(&mut self, work: impl AsyncFnMut(&mut Wire) -> Result<T, Failure>) -> Result<T, Failure> {
         self.run_within(self.limit, work)
     }
@@ -80,13 +80,13 @@ impl ReconnectingSession {
         Ok(self.session.insert(session))
     }
 
-    /// Speaks when an outage begins and when it ends, not for every attempt between.
+    /// Logs when an outage begins and when it ends, not for each attempt in between.
     fn tell<T>(&mut self, done: &Result<T, Failure>) {
         match done {
             Err(Failure::Broken { text, .. }) if self.answers == Some(true) => {
                 self.answers = Some(false);
                 let (role, place) = (self.role, self.settings.describe());
-                tracing::warn!("the {role} cannot use Postgres and goes on trying ({place}): {text}");
+                tracing::warn!("the {role} cannot use Postgres ({place}) and tries again until it can: {text}");
             }
             Ok(_) | Err(Failure::Stale(_)) if self.answers.replace(true) == Some(false) => {
                 tracing::info!("the {} can use Postgres again ({})", self.role, self.settings.describe());

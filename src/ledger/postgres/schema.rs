@@ -24,8 +24,8 @@ const MIGRATIONS: &[Migration] = &[
     },
 ];
 
-/// Whether the version is noted, and whether the first version's relations are all there: it noted none. Read from the
-/// catalogue itself: `to_regclass` may still answer as before the lock was taken.
+/// Whether the version is noted, and whether all relations of the first version are there, which noted none. Read from the
+/// catalogue itself: `to_regclass` may still answer as it would have before the lock was taken.
 const PRESENT: &str = "SELECT coalesce(bool_or(relname = 'ledger_schema'), false), \
     count(*) FILTER (WHERE relname <> 'ledger_schema') = 9 \
     FROM pg_class WHERE pg_table_is_visible(oid) AND relname IN ('ledger_schema', \
@@ -39,7 +39,7 @@ pub(super) async fn migrate(wire: &mut Wire) -> Result<(), Failure> {
         let lock =
             format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT pg_advisory_xact_lock({SCHEMA_CLASS}, 0)");
         client.batch_execute(&lock).await?;
-        // Again, under the lock: another instance may have been first.
+        // Again, under the lock: another instance may have applied it meanwhile.
         let Some((version, migration)) = next_after(found(client).await?)? else {
             client.batch_execute("ROLLBACK").await?;
             continue;
@@ -65,7 +65,7 @@ fn next_after(found: SchemaVersion) -> Result<Option<(i64, &'static Migration)>,
     next(found, MIGRATIONS).map_err(|too_new| Failure::refused(format!("the database {too_new}")))
 }
 
-/// The database's version; 0 if not even the first one's relations are all there.
+/// The database's version; 0 if not all relations of the first version are there.
 async fn found(client: &Client) -> Result<SchemaVersion, Failure> {
     let present = client.query_one(PRESENT, &[]).await?;
     if present.try_get(0)? {

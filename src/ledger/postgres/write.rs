@@ -1,8 +1,8 @@
 //! The transactions that write rows under the fence.
 //!
-//! Owns their order: shared lock of the epoch, a look at the epoch, rows, commit. Since whoever raises the epoch waits
-//! for that lock, a transaction that saw its epoch in force commits before anybody rebuilds. Refuses to know
-//! connections and retries.
+//! Owns their order: take the shared lock of the epoch, read the epoch, write the rows, commit. Invariant: the opener that
+//! raises the epoch waits for that lock, so a transaction that saw its epoch in force commits before any sale is rebuilt.
+//! Leaves connections and retries to the callers.
 
 use super::copy::{HOLDS, PURCHASES, Rows, Table};
 use super::session::{Failure, Wire};
@@ -12,11 +12,11 @@ use futures_util::SinkExt;
 use std::pin::pin;
 use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
-/// How much of a stream is handed to the driver at once; it copies each piece into a buffer that it keeps.
+/// How many bytes of a stream the driver is given at once: it copies each piece into a buffer that it keeps.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// Writes `rows` as they are: a row that is there already is a unique violation. Nothing is written unless all of
-/// `epochs` are the one in force.
+/// Writes `rows` with COPY: a row that is there already is a unique violation, and no row is written. `Stale`, and no row
+/// written, unless each of `epochs` is the epoch in force.
 pub(super) async fn plain(wire: &mut Wire, epochs: &[u64], rows: &Rows) -> Result<(), Failure> {
     begin(&wire.client, epochs).await?;
     let (holds, purchases) = copies(wire).await?;
@@ -26,7 +26,8 @@ pub(super) async fn plain(wire: &mut Wire, epochs: &[u64], rows: &Rows) -> Resul
     Ok(())
 }
 
-/// Writes of `rows` what is not there yet and returns how many that were. Otherwise as [`plain`], at more cost.
+/// Writes those of `rows` that are not there yet and returns how many they were. Otherwise like [`plain`]; costs two to
+/// three times as much.
 pub(super) async fn staged(wire: &mut Wire, epochs: &[u64], rows: &Rows) -> Result<u64, Failure> {
     begin(&wire.client, epochs).await?;
     let mut new = 0;
@@ -41,7 +42,7 @@ pub(super) async fn staged(wire: &mut Wire, epochs: &[u64], rows: &Rows) -> Resu
         let into = format!("COPY flashsale_stage_{table} ({columns}) FROM STDIN (FORMAT binary)");
         let into = wire.client.prepare(&into).await?;
         copy(&wire.client, &into, rows).await?;
-        // In the order of the key, so that two such transactions cannot wait for each other.
+        // In the order of the key, so that two staged transactions cannot wait for each other.
         let insert = format!(
             "INSERT INTO {table} ({columns}) SELECT {columns} FROM flashsale_stage_{table} \
              ORDER BY sale_id, hold ON CONFLICT DO NOTHING"
@@ -52,8 +53,8 @@ pub(super) async fn staged(wire: &mut Wire, epochs: &[u64], rows: &Rows) -> Resu
     Ok(new)
 }
 
-/// Begins a transaction that holds the shared lock of the first of `epochs` and has seen that all are in force. One
-/// round trip, yet statements of their own: the epoch is read with a snapshot taken after the lock.
+/// Begins a transaction that holds the shared lock of the first of `epochs` and has seen that all of them are the epoch in
+/// force. One round trip with separate statements: the epoch is read with a snapshot that is taken after the lock.
 async fn begin(client: &Client, epochs: &[u64]) -> Result<(), Failure> {
     let Some(first) = epochs.first() else { return Err(Failure::refused("no epoch to write under")) };
     let begin = format!(
@@ -97,7 +98,7 @@ async fn copy(client: &Client, into: &Statement, table: &Table) -> Result<(), Fa
     while !rest.is_empty() && sent.is_ok() {
         sent = sink.feed(rest.split_to(rest.len().min(PIECE_BYTES))).await;
     }
-    // Where Postgres refuses in the midst of the stream, sending fails with less to say than finishing does.
+    // If Postgres refuses in the midst of the stream, the error of finishing names the cause, that of sending does not.
     let rows = match sink.as_mut().finish().await {
         Ok(rows) => rows,
         Err(refused) => return Err(refused.into()),

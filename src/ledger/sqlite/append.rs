@@ -1,8 +1,8 @@
 //! The writer's side of the embedded ledger: one transaction a call.
 //!
-//! Owns a connection of its own. Invariant: after [`Append::append`] returned an error nothing of its batches is in
-//! the ledger, save when the disk itself failed in the commit: then the rows may show up after a crash, and writing
-//! them again is harmless. Refuses to know where the records come from.
+//! Owns a connection of its own. Invariant: after [`Append::append`] returned an error, no record of its batches is in the
+//! ledger, unless the disk itself failed in the commit: then the rows may show up after a crash, and writing them again is
+//! harmless. Leaves to the writer what becomes of refused records.
 
 use super::{CHECKPOINT_PAGES, FolderLock, OpenFiles, connect, int};
 use crate::code::Codes;
@@ -16,12 +16,13 @@ use std::sync::Arc;
 const INSERT_HOLD: &str = "INSERT INTO ledger_holds VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING";
 const INSERT_PURCHASE: &str = "INSERT INTO ledger_purchases VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING";
 
-/// The room on the disk that a ledger needs to be trusted again after it refused: what it writes between two checkpoints.
+/// How many free bytes the disk must have before a ledger that refused is used again: what it writes between two
+/// checkpoints.
 const PROBE_ROOM: u64 = CHECKPOINT_PAGES as u64 * 4096;
 
 /// The writer's handle.
 pub struct SqliteAppend {
-    /// `None` after an error that may have left the connection unusable: made anew by the next call.
+    /// `None` after an error that may have left the connection unusable: the next call makes a new one.
     db: Option<Connection>,
     path: PathBuf,
     codes: Codes,
@@ -39,9 +40,9 @@ impl SqliteAppend {
         Ok(SqliteAppend { db: Some(connect(&path)?), path, codes, folder, files })
     }
 
-    /// `Err` where the files that are open are not those of `DATA_DIR` any more.
+    /// `Err` if the files that are open are not those of `DATA_DIR` any more.
     ///
-    /// Where the log alone has lost its name, what is in it is copied into `ledger.db` first: otherwise a kill would lose it.
+    /// If the log alone has lost its name, its contents are copied into `ledger.db` first: otherwise a kill would lose them.
     fn check_files(&self) -> Result<(), LedgerError> {
         let folder = self.folder.dir().display();
         if !self.folder.is_in_place() {
@@ -55,28 +56,27 @@ impl SqliteAppend {
         checked.map_err(|lost| LedgerError::about(format!("DATA_DIR {folder}"), lost))
     }
 
-    /// Copies what is in the log into the database, on the connection that has both open. A new connection would make a new
-    /// log, so there is none where an error has cost the connection. Called at each check: readers may stand in the way of
-    /// one copy, and the keeper may have written since. `PASSIVE`, as it waits for no other connection and leaves the log as
-    /// it is.
+    /// Copies the log's contents into the database, on the connection that has both open. If an error has cost that
+    /// connection there is no copy: a new connection would make a new log. Called at each check: readers may prevent one
+    /// copy, and the keeper may have written since. `PASSIVE` waits for no other connection and leaves the log as it is.
     fn rescue(&self) {
         if let Some(db) = &self.db
             && let Err(e) = db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
         {
-            tracing::debug!("the ledger's log has no name any more and cannot be copied into the database: {e}");
+            tracing::debug!("the ledger's log was removed, and copying its contents into the database failed: {e}");
         }
     }
 
-    /// How many bytes the ledger's files may still grow, as far as the disk and this process' limit go.
+    /// How many bytes the ledger's files may still grow: what the disk has free, at most what this process' limit allows.
     fn room(&self) -> Result<u64, LedgerError> {
         let disk = rustix::fs::statvfs(&self.path).map_err(|e| LedgerError::about("the ledger's disk", e))?;
-        // Some file systems do not tell their size. The probe's transaction decides there.
+        // Some file systems do not report their size. There the probe's transaction decides.
         let free = if disk.f_blocks == 0 { u64::MAX } else { disk.f_bavail.saturating_mul(disk.f_frsize) };
         let allowed = rustix::process::getrlimit(rustix::process::Resource::Fsize).current.unwrap_or(u64::MAX);
         Ok(free.min(allowed.saturating_sub(self.files.largest())))
     }
 
-    /// The connection, for tests that limit it.
+    /// The connection, for tests that set limits on it.
     #[cfg(test)]
     pub(super) fn connection(&self) -> Option<&Connection> {
         self.db.as_ref()
@@ -94,7 +94,7 @@ impl Append for SqliteAppend {
 
     fn probe(&mut self) -> Result<(), LedgerError> {
         self.check_files()?;
-        // A full disk takes a page that lies in the files already, and refuses the next batch all the same.
+        // A full disk takes a page that is in the files already, and refuses the next batch all the same.
         let room = self.room()?;
         if room < PROBE_ROOM {
             return Err(LedgerError::failed(format!("the ledger's files may grow by {room} bytes only")));
@@ -143,7 +143,7 @@ impl From<WriteError> for LedgerError {
     }
 }
 
-/// Does `work` on the connection of `place`, made anew if there is none.
+/// Does `work` on the connection of `place`, or on a new one if there is none.
 fn on_connection(
     place: &mut Option<Connection>,
     path: &Path,
@@ -154,16 +154,16 @@ fn on_connection(
         None => connect(path)?,
     };
     let done = work(&mut db);
-    // A full disk or a busy file is no fault of the connection, which has rolled back.
+    // After a full disk or a busy file the connection has rolled back and is usable.
     let harmless = |e: &WriteError| matches!(e.code(), Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy));
     let usable = done.as_ref().err().is_none_or(|e| harmless(e) && db.is_autocommit());
     *place = usable.then_some(db);
     Ok(done?)
 }
 
-/// One transaction; rolled back when dropped before its commit.
+/// Writes `batches` in one transaction, which is rolled back if it is dropped before its commit.
 fn write(db: &mut Connection, codes: &Codes, batches: &[&Records]) -> Result<(), WriteError> {
-    // Immediate: to wait for the file is allowed only before anything was read.
+    // Immediate: SQLite waits for a busy file only before the transaction has read anything.
     let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     {
         let mut holds = tx.prepare_cached(INSERT_HOLD)?;
@@ -183,8 +183,8 @@ fn write(db: &mut Connection, codes: &Codes, batches: &[&Records]) -> Result<(),
     Ok(tx.commit()?)
 }
 
-/// A transaction that leaves everything as it is, and has to be on the disk all the same. There and back: a row that is
-/// given the value that it has is not written.
+/// A transaction that changes nothing in the end, and has to reach the disk all the same. It adds one and subtracts one:
+/// SQLite does not write a row that is given the value that it has.
 fn probe(db: &mut Connection) -> Result<(), WriteError> {
     let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     tx.execute("UPDATE instances SET last = last + 1", [])?;
@@ -205,7 +205,7 @@ fn bind(insert: &mut CachedStatement<'_>, sale: i64, code: &[u8], record: &Recor
     Ok(())
 }
 
-/// A valid id's bytes as SQL text: they are UTF-8, so they need not be looked at again.
+/// A valid id's bytes as SQL text: they are UTF-8, so they are not checked again.
 struct Text<'a>(&'a [u8]);
 
 impl ToSql for Text<'_> {

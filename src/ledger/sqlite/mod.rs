@@ -3,7 +3,8 @@
 //! Owns the folder (one process at a time, by a lock on `<DATA_DIR>/lock`), the file `ledger.db` and its schema.
 //! Two handles share the lock: [`SqliteLedger`] for the keeper and [`SqliteAppend`] for the writer, each with a
 //! connection of its own. Invariants: a committed transaction is on the disk (WAL, `synchronous=FULL`); the epoch is
-//! always [`EMBEDDED_EPOCH`](crate::domain::EMBEDDED_EPOCH), since there is no second opinion to fence off. Refuses to know the inventory and HTTP.
+//! always [`EMBEDDED_EPOCH`](crate::domain::EMBEDDED_EPOCH), since no other instance has to be fenced off. Leaves
+//! decisions to the inventory.
 
 mod append;
 mod files;
@@ -28,14 +29,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a statement waits for another connection's write. The keeper's own writes take milliseconds; a person
-/// with a shell on the file may take longer, and must not stop sales for good.
+/// How long a statement waits for another connection's write. The keeper's own writes take milliseconds; an operator with
+/// a shell on the file may take longer, and the sale goes on afterwards.
 const BUSY: Duration = Duration::from_secs(2);
 /// WAL pages after which a commit also copies them into the database. Bounds the WAL at about 4 MB, as long as no
 /// reader stands in the way for longer. Measured with 200 rows a commit: one commit in 75 then takes 2.5 ms in the
-/// place of 0.3; with 4,000 pages one in 500 takes 10 ms, at the same throughput. The shorter stop is the better one.
+/// place of 0.3; with 4,000 pages one in 500 takes 10 ms, at the same throughput. The shorter pause is better.
 const CHECKPOINT_PAGES: u32 = 1_000;
-/// The page cache of a connection, in KiB: a sale's rows fit.
+/// The page cache of a connection, in KiB: enough for a sale's rows.
 const CACHE_KIB: i64 = 32 * 1024;
 
 const HOLDS: &str = "
@@ -59,7 +60,7 @@ pub struct SqliteLedger {
 }
 
 impl SqliteLedger {
-    /// Opens the ledger in `dir`, or makes a new one there, and keeps other processes out of `dir` for as long as this
+    /// Opens the ledger in `dir`, or makes a new one there. The lock on `dir` keeps other processes out for as long as this
     /// handle or an appender of it lives.
     pub fn open(dir: &Path) -> Result<SqliteLedger, OpenError> {
         let lock = Arc::new(FolderLock::take(dir)?);
@@ -76,8 +77,8 @@ impl SqliteLedger {
 
     /// The writer's handle, which mints the codes of its rows with `codes`.
     pub fn appender(&self, codes: Codes) -> Result<SqliteAppend, LedgerError> {
-        // The schema and the codes' key go into the database at once: without them the rows that follow are worth nothing,
-        // should the log be lost. Where this fails, the log has them as before, and the first write tells what is wrong.
+        // The schema and the codes' key go from the log into the database at once: if the log is lost later, the rows are
+        // worth nothing without them. If this fails, the log has them as before, and the first write reports the cause.
         let _ = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         SqliteAppend::new(self.path.clone(), codes, Arc::clone(&self.lock), Arc::clone(&self.files))
     }
@@ -85,7 +86,7 @@ impl SqliteLedger {
 
 /// A connection with this ledger's settings, to a file that exists.
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    // No URIs: a folder may be called `file:data`.
+    // Without URIs: a folder may have the name `file:data`.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(BUSY)?;
@@ -106,12 +107,12 @@ impl From<rusqlite::Error> for LedgerError {
     }
 }
 
-/// As SQLite keeps it. All numbers of a ledger are below 2^63.
+/// A number as SQLite's integer; an error beyond 63 bits.
 fn int(n: u64) -> Result<i64, LedgerError> {
     i64::try_from(n).map_err(|_| LedgerError::failed(format!("{n} does not fit the ledger")))
 }
 
-/// The other way round.
+/// The column `at`, which is never negative.
 fn uint(row: &Row<'_>, at: usize) -> rusqlite::Result<u64> {
     let n: i64 = row.get(at)?;
     u64::try_from(n).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(at, n))

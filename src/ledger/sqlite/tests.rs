@@ -149,7 +149,7 @@ fn the_key_instances_and_terms_outlive_the_process() {
     let (mut ledger, _) = open(&dir);
     assert_eq!(ledger.code_key().unwrap(), key);
     assert_eq!(ledger.new_instance().unwrap(), 2);
-    // Whoever was first fixed the terms.
+    // The first call fixed the terms.
     let other = Terms { items: 99, ..terms(7_200) };
     assert_eq!(ledger.plan(&other).unwrap(), SaleRow { terms: terms(7_200), opened: true });
     let too_many = Terms { items: u64::MAX, ..terms(10_800) };

@@ -41,5 +41,5 @@ fn late_purchases_of_an_ended_sale_keep_the_users_limit() {
     let most = "SELECT coalesce(max(n), 0) FROM (SELECT count(*) AS n FROM purchases WHERE sale_id = $1 \
         GROUP BY user_id) AS users";
     assert_eq!(count(most), 1, "the most purchases of a user on record");
-    assert_eq!(count(late), USERS as i64, "what a user had bought beyond his limit is kept apart");
+    assert_eq!(count(late), USERS as i64, "what a user had bought beyond his limit is in quarantine");
 }

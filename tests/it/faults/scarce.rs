@@ -38,15 +38,15 @@ fn sell_out(addrs: &[SocketAddr], history: &History, terms: &Terms, fault: impl 
     });
 }
 
-/// All that was promised is in the ledger, within the stock, and nothing is kept apart.
+/// All that was promised is in the ledger, within the stock, and nothing is in quarantine.
 fn all_is_kept(stack: &mut Stack, history: &History, terms: &Terms) {
     let rows = audit::check(history, &stack.ledger(), terms);
     assert!(rows.purchases.len() as u64 <= terms.items, "{} of {}", rows.purchases.len(), terms.items);
-    assert_eq!(misfits(stack), 0);
+    assert_eq!(quarantined(stack), 0);
     assert_eq!(audit::refused_good_codes(history), Vec::<String>::new());
 }
 
-fn misfits(stack: &mut Stack) -> i64 {
+fn quarantined(stack: &mut Stack) -> i64 {
     stack.postgres().client().query_one("SELECT count(*) FROM quarantined_records", &[]).unwrap().get(0)
 }
 
@@ -174,10 +174,10 @@ fn late_purchases_of_an_ended_sale_are_counted() {
         stack.postgres().client().query_one(sql, &[&sale.cast_signed()]).unwrap().get::<_, i64>(0)
     };
     poll("all late records", GOING_ON * 2, || {
-        let misfits =
+        let quarantined =
             count("SELECT count(*) FROM quarantined_records WHERE kind = 'purchase' AND sale_id = $1", &mut stack);
         let sold = count("SELECT count(*) FROM purchases WHERE sale_id = $1", &mut stack);
-        (sold + misfits == 549).then_some(())
+        (sold + quarantined == 549).then_some(())
     });
     assert_eq!(count("SELECT count(*) FROM purchases WHERE sale_id = $1", &mut stack), 300);
 }
