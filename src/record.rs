@@ -36,7 +36,7 @@ pub struct Handoff {
 pub trait Undo: Send + Sync {
     /// Undoes what `refused` states, the newest first. `rest` adds to it what was handed over since: it is called once,
     /// while nothing more can be decided, since what was decided meanwhile may build on what is undone.
-    fn take_back(&self, refused: &mut Vec<Box<Handoff>>, rest: &mut dyn FnMut(&mut Vec<Box<Handoff>>));
+    fn undo(&self, refused: &mut Vec<Box<Handoff>>, rest: &mut dyn FnMut(&mut Vec<Box<Handoff>>));
 }
 
 /// What the writer is sent.

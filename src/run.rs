@@ -173,8 +173,8 @@ fn start_embedded(
     let (recorder, inbox) = record::channel(CHANNEL_MESSAGES);
     let recorder = Arc::new(recorder);
     let (sales, view) = (embedded::Sales::default(), view());
-    let give_back = OnFailure::Undo(Arc::new(sales.clone()));
-    let (writer, _) = start_writer(vitals, inbox, appender, mailboxes, give_back)?;
+    let undo = OnFailure::Undo(Arc::new(sales.clone()));
+    let (writer, _) = start_writer(vitals, inbox, appender, mailboxes, undo)?;
     let (opened, sold) = (sales.clone(), recorder.clone());
     let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, opened, view.clone(), sold);
     let keeper = keeper.map_err(failed)?;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Puts a running server under load, then judges what its ledger says.
+# Puts a running server under load, then checks what its ledger has.
 #
 #   wrk/loadtest.sh                                     what docker-compose started
 #   DATA_DIR=./data wrk/loadtest.sh                     an embedded server and its folder
@@ -11,7 +11,7 @@
 # could not be made.
 set -euo pipefail
 
-# Bash counts in this variable by itself: what was given stands in the environment alone.
+# Bash changes this variable by itself: the value that was given is in the environment alone.
 duration=$(printenv SECONDS || echo 10)
 here=$(cd "$(dirname "$0")" && pwd)
 host=${HOST:-http://127.0.0.1:8080}
@@ -68,7 +68,7 @@ seconds() {
     printf '%d.%03d' $(($1 / 1000)) $(($1 % 1000))
 }
 
-# The sale that is on: its id, items, limit, hold time in ms, seconds that it lasts, seconds left. Its clock is the
+# The running sale: its id, items, limit, hold time in ms, seconds that it lasts, seconds left. Its clock is the
 # ledger's.
 running_sale() {
     if [[ -n ${DATA_DIR:-} ]]; then
@@ -168,7 +168,7 @@ table() {
 }
 
 # A line of the verdict: $1 is an arithmetic condition.
-judge() {
+check() {
     if (($1)); then
         echo "  ok     $2"
     else
@@ -193,16 +193,16 @@ verdict() {
     most=$(ask "SELECT coalesce(max(n), 0) FROM (SELECT count(*) AS n FROM checkout_attempts
                 WHERE sale_id = $sale AND (used OR $live) GROUP BY user_id) AS users") ||
         fail "the ledger cannot be asked"
-    judge "sold <= items" "sold: $sold rows of purchases, of $items items"
-    judge "taken <= items" "taken: $taken items purchased or held, of $items"
-    judge "most <= limit" "nobody is over the limit of $limit: the most is $most"
-    judge "ok_checkouts <= new_checkouts" "each checkout that was granted ($ok_checkouts) has its row ($new_checkouts new)"
-    judge "ok_purchases <= new_purchases" "each purchase that was granted ($ok_purchases) has its row ($new_purchases new)"
+    check "sold <= items" "sold: $sold rows of purchases, of $items items"
+    check "taken <= items" "taken: $taken items purchased or held, of $items"
+    check "most <= limit" "no user is over the limit of $limit: the most is $most"
+    check "ok_checkouts <= new_checkouts" "each checkout that was granted ($ok_checkouts) has its row ($new_checkouts new)"
+    check "ok_purchases <= new_purchases" "each purchase that was granted ($ok_purchases) has its row ($new_purchases new)"
     if [ "${SHARED:-0}" = 0 ]; then
-        judge "new_checkouts <= ok_checkouts + connections && new_purchases <= ok_purchases + connections" \
+        check "new_checkouts <= ok_checkouts + connections && new_purchases <= ok_purchases + connections" \
             "no row is new but what was granted, or left unanswered at wrk's end (SHARED=1 if others shop here too)"
     fi
-    judge "answers > 0 && lost == 0" "the server answers, and with nothing else than it should ($lost other answers or errors)"
+    check "answers > 0 && lost == 0" "the server answers, and with nothing else than it should ($lost other answers or errors)"
     return $wrong
 }
 

@@ -16,7 +16,8 @@ pub fn misspelt<'a>(ours: &[&'a str], there: impl Iterator<Item = String>) -> Ve
 }
 
 fn is_near(ours: &str, name: &str) -> bool {
-    let (ours, name) = (letters(ours), letters(name));
+    let ours = letters(ours);
+    let name = letters(name);
     if ours.len() < MIN_LETTERS { ours == name } else { within_one_edit(&ours, &name) }
 }
 
@@ -29,7 +30,8 @@ fn letters(name: &str) -> Vec<char> {
 /// Whether `b` is `a` with at most one letter more, one less, one replaced, or two neighbours swapped.
 fn within_one_edit(a: &[char], b: &[char]) -> bool {
     let same = a.iter().zip(b).take_while(|(a, b)| a == b).count();
-    let (a, b) = (a.get(same..).unwrap_or_default(), b.get(same..).unwrap_or_default());
+    let a = a.get(same..).unwrap_or_default();
+    let b = b.get(same..).unwrap_or_default();
     match (a, b) {
         ([], []) => true,
         ([_, rest_a @ ..], [_, rest_b @ ..]) if rest_a == rest_b || rest_a == b || a == rest_b => true,

@@ -226,7 +226,8 @@ struct Counted<S>(Arc<Common<S>>);
 
 impl<S> Drop for Counted<S> {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        let before = self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "each connection is counted before it ends");
     }
 }
 
@@ -235,7 +236,8 @@ struct Refusing<S>(Arc<Common<S>>);
 
 impl<S> Drop for Refusing<S> {
     fn drop(&mut self) {
-        self.0.refusing.fetch_sub(1, Ordering::Relaxed);
+        let before = self.0.refusing.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "each refusal is counted before it ends");
     }
 }
 
@@ -250,7 +252,8 @@ impl<S> Drop for Listed<S> {
     fn drop(&mut self) {
         self.side.open.lock().try_remove(self.key);
         if self.shared.retire() {
-            self.side.common.giving_way.fetch_sub(1, Ordering::Relaxed);
+            let before = self.side.common.giving_way.fetch_sub(1, Ordering::Relaxed);
+            debug_assert!(before > 0, "each connection that gives way is counted before it ends");
         }
     }
 }

@@ -138,7 +138,9 @@ impl<S: Service> Connection<S> {
     /// Refuses the connection: all places are taken.
     pub(super) fn refuse(mut self) {
         let date = self.server.date();
-        let (out, scratch, answers) = (&mut self.output, &mut self.scratch, self.server.answers());
+        let out = &mut self.output;
+        let scratch = &mut self.scratch;
+        let answers = self.server.answers();
         Responder { out, scratch, answers, date: &date, keep_alive: false, http_11: true, head_only: false }.full();
         if self.send().is_ok() {
             self.linger();
@@ -150,7 +152,8 @@ impl<S: Service> Connection<S> {
         if self.start == self.input.len() {
             self.empty();
         }
-        let (mut limited, mut body_gone) = (false, false);
+        let mut limited = false;
+        let mut body_gone = false;
         loop {
             let bytes = self.input.get(self.start..).unwrap_or_default();
             match request::parse(bytes) {
@@ -164,7 +167,8 @@ impl<S: Service> Connection<S> {
                     return Ok((begun, self.server.service().begin(&mut self.session, &request)));
                 }
                 Parse::Complete { request, head_len } => {
-                    let (body, expects) = (request.body, request.expect_continue);
+                    let body = request.body;
+                    let expects = request.expect_continue;
                     if !limited {
                         self.limit(ARRIVAL);
                         limited = true;
@@ -240,7 +244,9 @@ impl<S: Service> Connection<S> {
     /// Answers that what the peer sent is not a request, and ends.
     fn reject<T>(&mut self, reject: Reject) -> Result<T, Ended> {
         let date = self.server.date();
-        let (out, scratch, answers) = (&mut self.output, &mut self.scratch, self.server.answers());
+        let out = &mut self.output;
+        let scratch = &mut self.scratch;
+        let answers = self.server.answers();
         Responder { out, scratch, answers, date: &date, keep_alive: false, http_11: true, head_only: false }
             .reject(reject);
         self.send()?;
@@ -358,7 +364,8 @@ impl<S: Service> Connection<S> {
         if self.output.is_empty() {
             return Ok(());
         }
-        let (mut sent, mut limited) = (0, false);
+        let mut sent = 0;
+        let mut limited = false;
         while let Some(rest) = self.output.get(sent..).filter(|rest| !rest.is_empty()) {
             match rustix::net::send(self.shared.io.fd(), rest, SendFlags::NOSIGNAL) {
                 Ok(count) => sent += count,

@@ -322,7 +322,7 @@ fn every_prefix_is_partial() {
     }
 }
 
-/// Pieces that requests are made of, in orders that nobody means.
+/// Pieces of requests, for random orders.
 fn pieces() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop::sample::select(vec![
         "GET ",

@@ -65,7 +65,7 @@ impl Sales {
 }
 
 impl Undo for Sales {
-    fn take_back(&self, refused: &mut Vec<Box<Handoff>>, rest: &mut dyn FnMut(&mut Vec<Box<Handoff>>)) {
+    fn undo(&self, refused: &mut Vec<Box<Handoff>>, rest: &mut dyn FnMut(&mut Vec<Box<Handoff>>)) {
         let mut state = self.0.lock();
         rest(refused);
         refused.iter().rev().for_each(|handoff| undo(&mut state.open, handoff));
@@ -270,7 +270,7 @@ impl Inventory for EmbeddedInventory {
     fn tick(&self, _worker: usize) {}
 
     fn written(&self, _worker: usize, mut handoff: Box<Handoff>, ok: bool) {
-        // What the ledger did not take is undone already: see `Sales::take_back`.
+        // What the ledger did not take is undone already: see `Sales::undo`.
         for Ack { waiter, ticket, outcome } in handoff.acks.drain(..) {
             waiter.deliver(ticket, if ok { outcome } else { Outcome::Unavailable });
         }
@@ -366,7 +366,7 @@ mod tests {
             take(SaleId(2), 2_000, 3),
         ];
         let mut after = vec![decide(&sales, SaleId(1), |sale| sale.purchase(1_070, HoldNumber(2)))];
-        sales.take_back(&mut refused, &mut |refused| {
+        sales.undo(&mut refused, &mut |refused| {
             assert!(sales.0.is_locked(), "nothing is decided while the rest is gathered");
             refused.append(&mut after);
         });
@@ -382,7 +382,7 @@ mod tests {
         assert_eq!(sales.terms(), [later]);
         // Of a sale that is gone.
         let hold = HoldKey { sale: SaleId(1), number: HoldNumber(1) };
-        sales.take_back(
+        sales.undo(
             &mut vec![Box::new(Handoff { worker: 0, records: Records::new(hold.sale, EMBEDDED_EPOCH), acks: vec![] })],
             &mut |_| {},
         );

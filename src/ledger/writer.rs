@@ -200,7 +200,7 @@ impl<A: Append + 'static> Writer<A> {
     /// Has `batch` undone, with all that is in the channel.
     fn undo(&self, decider: &dyn Undo, batch: &mut Batch) {
         let mut others = Vec::new();
-        decider.take_back(&mut batch.handoffs, &mut |refused| {
+        decider.undo(&mut batch.handoffs, &mut |refused| {
             while let Ok(message) = self.inbox.receiver.try_recv() {
                 match message {
                     Message::Records(handoff) => refused.push(handoff),
@@ -221,7 +221,8 @@ impl<A: Append + 'static> Writer<A> {
             if written {
                 counters.written.fetch_add(handoff.records.len() as u64, Ordering::Relaxed);
             } else {
-                counters.handed.fetch_sub(handoff.records.len() as u64, Ordering::Relaxed);
+                let before = counters.handed.fetch_sub(handoff.records.len() as u64, Ordering::Relaxed);
+                debug_assert!(before >= handoff.records.len() as u64, "records are counted before they are sent");
             }
             if handoff.acks.is_empty() {
                 let _ = self.inbox.spare.try_send(handoff);
@@ -237,7 +238,8 @@ impl<A: Append + 'static> Writer<A> {
         if handoff.acks.is_empty() {
             return;
         }
-        let (worker, acks) = (handoff.worker, std::mem::take(&mut handoff.acks));
+        let worker = handoff.worker;
+        let acks = std::mem::take(&mut handoff.acks);
         if let Some(mailbox) = self.mailboxes.get(worker) {
             let records = Records::new(handoff.records.sale, handoff.records.epoch);
             mailbox.put(Box::new(Handoff { worker, records, acks }), false);

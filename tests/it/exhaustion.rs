@@ -159,7 +159,11 @@ fn the_longest_idle_connection_gives_way() {
     assert!(working.iter_mut().all(finishes), "busy ones never give way");
     assert_eq!((metric(&app, "connections_gave_way_total"), metric(&app, "connections_refused_total")), (5, 0));
     let said = app.last_words();
-    assert_eq!(said.lines().filter(|line| line.contains("idle ones were closed")).count(), 1, "one line a minute: {said}");
+    assert_eq!(
+        said.lines().filter(|line| line.contains("idle ones were closed")).count(),
+        1,
+        "one line a minute: {said}"
+    );
 }
 
 /// More new connections at once than may give way at once, one after the other and all together.

@@ -65,7 +65,7 @@ fn the_verdict_sees_what_is_wrong() {
     let bad = run();
     let words = said(&bad);
     assert_eq!(bad.status.code(), Some(1), "{words}");
-    for line in ["WRONG  sold: 53 ", "WRONG  taken: 53 ", "WRONG  nobody is over the limit of 2: the most is 3"] {
+    for line in ["WRONG  sold: 53 ", "WRONG  taken: 53 ", "WRONG  no user is over the limit of 2: the most is 3"] {
         assert!(words.contains(line), "{line} is not in {words}");
     }
     assert!(words.contains("verdict: WRONG"), "{words}");

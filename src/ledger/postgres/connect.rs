@@ -126,7 +126,10 @@ pub fn parse_dsn(dsn: &str) -> Result<ConnectSettings, DsnError> {
 
 /// [`parse_dsn`] with the home folder that libpq's default `~/.postgresql/root.crt` is looked for in.
 fn parse_dsn_at(dsn: &str, home: Option<&Path>) -> Result<ConnectSettings, DsnError> {
-    let (mut plain, mut mode, mut root, mut user_timeout) = (String::new(), None, None, TCP_USER_TIMEOUT);
+    let mut plain = String::new();
+    let mut mode = None;
+    let mut root = None;
+    let mut user_timeout = TCP_USER_TIMEOUT;
     for (key, value) in dsn::pairs(dsn)? {
         match key.as_str() {
             "sslmode" => mode = Some(value),

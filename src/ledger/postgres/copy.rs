@@ -96,7 +96,8 @@ impl Rows {
         codes: &Codes,
         wanted: impl Fn(&RecordRef<'_>) -> bool,
     ) -> Result<(), OutOfRange> {
-        let (mut holds, mut purchases) = (self.holds.start(), self.purchases.start());
+        let mut holds = self.holds.start();
+        let mut purchases = self.purchases.start();
         for batch in batches {
             let sale = i64::try_from(batch.sale.0).ok().filter(|sale| *sale as u64 <= MAX_SALE);
             let sale = sale.ok_or(OutOfRange::Sale(batch.sale))?;

@@ -107,7 +107,8 @@ fn url(text: &str) -> Result<Vec<(String, String)>, GrammarError> {
 
 /// The comma-separated host names and ports of `a:1,[::1]:2,c`; no ports at all if none is given.
 fn hosts_and_ports(hosts: &str) -> Result<(String, String), GrammarError> {
-    let (mut names, mut ports) = (Vec::new(), Vec::new());
+    let mut names = Vec::new();
+    let mut ports = Vec::new();
     for host in hosts.split(',') {
         let (name, port) = match host.strip_prefix('[') {
             Some(rest) => {

@@ -43,7 +43,8 @@ fn not_held() -> Failure {
 fn exclusive(settings: &ConnectSettings, key: i32, wait: Duration, urgent: bool) -> Result<Option<Session>, Failure> {
     let mut session = Session::open(settings, WORK_LIMIT)?;
     // Zero would mean no limit. The statement's limit has to be later than the lock's.
-    let (lock, statement) = (wait.as_millis().max(1), (wait + WORK_LIMIT).as_millis());
+    let lock = wait.as_millis().max(1);
+    let statement = (wait + WORK_LIMIT).as_millis();
     let notice = if urgent {
         format!("SELECT pg_advisory_xact_lock_shared({OPENERS_CLASS}, {URGENT}); ")
     } else {
@@ -154,7 +155,8 @@ impl Fence for PostgresLedger {
             const LOOK: &str = "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted \
                 AND objsubid = 2 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
                 AND classid::bigint = $1 AND objid::bigint = $2 AND pid <> pg_backend_pid())";
-            let (class, key) = (i64::from(OPENERS_CLASS), i64::from(URGENT));
+            let class = i64::from(OPENERS_CLASS);
+            let key = i64::from(URGENT);
             let row = wire.client.query_typed(LOOK, &[(&class, Type::INT8), (&key, Type::INT8)]).await?;
             Ok(row.first().is_some_and(|row| row.get(0)))
         })?;

@@ -207,8 +207,11 @@ impl Ledger for PostgresLedger {
             const PLAN: &str = "INSERT INTO sales (sale_id, items, user_limit, hold_ms, starts_at, ends_at) \
                 VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
             let sale = signed(terms.sale.0)?;
-            let (items, limit, hold) = (signed(terms.items)?, signed(terms.user_limit)?, signed(terms.hold_ms)?);
-            let (starts, ends) = (PgTimestamp::of(terms.starts_ms), PgTimestamp::of(terms.ends_ms));
+            let items = signed(terms.items)?;
+            let limit = signed(terms.user_limit)?;
+            let hold = signed(terms.hold_ms)?;
+            let starts = PgTimestamp::of(terms.starts_ms);
+            let ends = PgTimestamp::of(terms.ends_ms);
             wire.client.execute(PLAN, &[&sale, &items, &limit, &hold, &starts, &ends]).await?;
             let query = format!("SELECT {SALE} FROM sales WHERE sale_id = $1");
             sale_row(&wire.client.query_one(&query, &[&sale]).await?)
@@ -220,7 +223,9 @@ impl Ledger for PostgresLedger {
         self.run(async move |wire| {
             const REPLAN: &str = "UPDATE sales SET items = $2, user_limit = $3, hold_ms = $4 WHERE sale_id = $1 \
                 AND NOT EXISTS (SELECT 1 FROM ledger_holds WHERE sale_id = $1)";
-            let (items, limit, hold) = (signed(terms.items)?, signed(terms.user_limit)?, signed(terms.hold_ms)?);
+            let items = signed(terms.items)?;
+            let limit = signed(terms.user_limit)?;
+            let hold = signed(terms.hold_ms)?;
             Ok(wire.client.execute(REPLAN, &[&signed(terms.sale.0)?, &items, &limit, &hold]).await? == 1)
         })
     }
@@ -237,7 +242,9 @@ impl Ledger for PostgresLedger {
 
     fn holds(&mut self, sale: SaleId, each: &mut dyn FnMut(HoldRow)) -> Result<(), LedgerError> {
         self.ready()?;
-        let (mut after, mut malformed, mut page) = (-1, 0, MIN_PAGE);
+        let mut after = -1;
+        let mut malformed = 0;
+        let mut page = MIN_PAGE;
         // In pages: the session of the openers' lock must be used every few seconds, however large the sale is. The pages
         // grow as long as they are read quickly, since each one costs some round trips.
         loop {

@@ -85,7 +85,8 @@ impl ReconnectingSession {
         match done {
             Err(Failure::Broken { text, .. }) if self.answers == Some(true) => {
                 self.answers = Some(false);
-                let (role, place) = (self.role, self.settings.describe());
+                let role = self.role;
+                let place = self.settings.describe();
                 tracing::warn!("the {role} cannot use Postgres ({place}) and tries again until it can: {text}");
             }
             Ok(_) | Err(Failure::Stale(_)) if self.answers.replace(true) == Some(false) => {

@@ -31,7 +31,8 @@ impl SharedRecords for PostgresLedger {
         let codes = self.codes()?;
         self.rows.encode(&[records], &codes)?;
         let PostgresLedger { work, rows, .. } = self;
-        let (rows, epoch) = (&*rows, records.epoch);
+        let rows = &*rows;
+        let epoch = records.epoch;
         let new = work.run_within(WRITE_LIMIT, async move |wire| write::staged(wire, &[epoch], rows).await)?;
         Ok(new)
     }
@@ -40,8 +41,12 @@ impl SharedRecords for PostgresLedger {
         let codes = self.codes()?;
         let sale = signed(records.sale.0)?;
         let count = records.len();
-        let (mut kinds, mut holds, mut blocks) = (Vec::with_capacity(count), Vec::with_capacity(count), Vec::new());
-        let (mut users, mut items, mut moments) = (Vec::new(), Vec::new(), Vec::new());
+        let mut kinds = Vec::with_capacity(count);
+        let mut holds = Vec::with_capacity(count);
+        let mut blocks = Vec::new();
+        let mut users = Vec::new();
+        let mut items = Vec::new();
+        let mut moments = Vec::new();
         for record in records.iter() {
             kinds.push(match record.kind {
                 RecordKind::Hold => "hold",
