@@ -1,8 +1,9 @@
-//! What the server shares: with all its connections, with those of one worker, and with a single one.
+//! The shared state of a server: of all its connections, of those of one worker, and of a single one.
 //!
-//! Owns the phases of a server's end, the counts, each worker's clock and date, the sweep that ends what is overdue, and
-//! the lists of connections that have been idle longest. Invariant: a connection is ended by its own coroutine alone; others
-//! only mark it and make its socket ready. Leaves reading and writing to the connection, and accepting to the acceptor.
+//! Owns the phases of a server's end, the counts, each worker's clock and date, the sweep at each tick that ends connections
+//! whose time is over, and the lists of the connections that have been idle longest. Invariant: only a connection's own
+//! coroutine ends it; others mark it and make its socket ready. Leaves reading and writing to the connection, and accepting
+//! to the acceptor.
 
 use super::answers::Answers;
 use super::response::HttpDate;
@@ -14,43 +15,43 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-/// How long a new connection may still take to send its first request when the server ends: its peer was let in and has to
-/// be told something.
+/// How long a new connection may still take to send its first request when the server ends: the kernel completed its
+/// handshake, so its peer expects an answer.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
-/// How long a connection is idle until its buffer shrinks to the usual size. Long requests that follow each other closely
-/// find the buffer as it was.
+/// How long a connection must be idle before its buffer shrinks to the usual size, so that long requests in close succession
+/// do not grow it again and again.
 const SHRINK_AFTER: Duration = Duration::from_secs(1);
-/// How many connections a worker lists as those that have been idle longest. The list is made anew at each tick, so this
-/// bounds how many give way between two ticks.
+/// How many connections a worker's list of the longest idle ones has at most. The list is made at each tick, so this bounds
+/// how many give way between two ticks.
 const LISTED_IDLE: usize = 256;
 
-/// How far the server is on its way to the end. Only ever goes up.
+/// The phases of a server's life. They follow each other in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum Phase {
     /// Connections stay open between requests.
     Serving,
-    /// All is served; each connection is closed after the answer to its last request that has come.
+    /// All requests are served; each connection is closed after the answer to the last request that has arrived on it.
     Draining,
-    /// The acceptor takes in what the kernel has let in, and stops listening.
+    /// The acceptor accepts the connections whose handshakes have begun, and stops listening.
     Closing,
-    /// Nothing comes any more: idle connections end too.
+    /// No new connection can come: idle connections end too.
     Ending,
 }
 
-/// What all workers share.
+/// The state that all workers share.
 pub(super) struct Common<S> {
     pub(super) service: Arc<S>,
     pub(super) workers: Workers,
     pub(super) began: Instant,
     pub(super) max_connections: usize,
-    /// Connections that are open, those included that have to give way and have not yet ended.
+    /// Open connections, including those that have to give way and have not ended yet.
     pub(super) connections: AtomicUsize,
-    /// Of these, how many have to give way.
+    /// Open connections that have to give way.
     pub(super) giving_way: AtomicUsize,
-    /// Connections that are being told that there is no room for them.
+    /// Open connections that are being refused.
     pub(super) refusing: AtomicUsize,
-    /// Counts of all time.
+    /// Connections that gave way since the server's start; the next two count likewise.
     pub(super) gave_way: AtomicU64,
     pub(super) refused: AtomicU64,
     pub(super) panicked: AtomicU64,
@@ -74,7 +75,7 @@ impl<S> Common<S> {
         }
     }
 
-    /// Moves on to `phase`, unless the server is further already.
+    /// Enters `phase`, unless the server is in a later one.
     pub(super) fn advance(&self, phase: Phase) {
         self.phase.fetch_max(phase as u8, Ordering::Relaxed);
     }
@@ -88,7 +89,7 @@ impl<S> Common<S> {
         self.connections.load(Ordering::Relaxed).saturating_sub(self.giving_way.load(Ordering::Relaxed))
     }
 
-    /// Whether it may soon be needed to know which connections have been idle longest.
+    /// Whether so few places are free that connections may have to give way before the next tick.
     fn is_nearly_full(&self) -> bool {
         self.in_use() + self.max_connections / 8 + 1 >= self.max_connections
     }
@@ -99,16 +100,16 @@ pub struct WorkerServer<S> {
     worker: usize,
     pub(super) common: Arc<Common<S>>,
     pub(super) open: Mutex<Slab<Arc<Shared>>>,
-    /// The connections that have been idle longest, the one that has been so longest at the end, each with its deadline.
-    /// They are not kept open by it.
+    /// The connections that have been idle longest, each with its deadline; the longest idle one is the last. The list does
+    /// not keep them open.
     idle_longest: Mutex<Vec<(u64, Weak<Shared>)>>,
-    /// Reused memory for making that list.
+    /// Reused memory in which that list is made.
     idle_found: Mutex<Vec<(u64, usize)>>,
     date: Mutex<(u64, HttpDate)>,
-    /// Milliseconds since the server began, as of the last tick: time limits need no more precision, and a request
-    /// does not have to ask for the time.
+    /// Milliseconds from the server's start to the last tick. Time limits need no more precision, and a request needs no
+    /// system call for the time.
     now_ms: AtomicU64,
-    /// The service's limit of idleness. A connection's deadline less this is the time at which it became idle.
+    /// The service's time limit for idle connections. An idle connection's deadline less this is when it became idle.
     idle_ms: u64,
     answers: Answers,
 }
@@ -117,18 +118,18 @@ const BUSY: u8 = 0;
 const IDLE: u8 = 1;
 const GIVING_WAY: u8 = 2;
 
-/// What others see of a connection: the sweep of its worker, and the acceptor.
+/// The part of a connection that its worker's sweep and the acceptor use.
 pub(super) struct Shared {
     pub(super) io: Watched,
-    /// When the present phase is over, in the worker's milliseconds; 0 once it is.
+    /// The end of the present phase, in the worker's milliseconds; 0 once it has passed.
     deadline_ms: AtomicU64,
     /// [`IDLE`] while it waits for a request of which nothing has been read yet.
     occupation: AtomicU8,
-    /// Whether it waits for the next tick, to let others run.
+    /// Whether it waits for the next tick, so that others run.
     paused: AtomicBool,
-    /// Whether nothing has come on it yet.
+    /// Whether no byte has come on it yet.
     new: AtomicBool,
-    /// Whether its buffer has grown. The sweep takes it back.
+    /// Whether its buffer has grown and may not shrink yet. The sweep clears it.
     grown: AtomicBool,
 }
 
@@ -144,7 +145,7 @@ impl Shared {
         }
     }
 
-    /// On the worker's tick: wakes a connection that has something to notice.
+    /// On the worker's tick: wakes the connection if its time is over, its pause ends, or its buffer may shrink.
     fn sweep(&self, now_ms: u64, idle_ms: u64, ending: bool) {
         let deadline = self.deadline_ms.load(Ordering::Relaxed);
         let (mut over, mut wake) = (deadline <= now_ms, self.paused.swap(false, Ordering::Relaxed));
@@ -178,12 +179,12 @@ impl Shared {
         self.occupation.store(IDLE, Ordering::Relaxed);
     }
 
-    /// It has read something. `false` if it had to give way just before: what it read must have no effect then.
+    /// The connection has read something. `false` if it had to give way just before: then what it read must have no effect.
     pub(super) fn set_busy(&self) -> bool {
         self.occupation.compare_exchange(IDLE, BUSY, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// It ends, and cannot be chosen to give way any more. Whether it was.
+    /// The connection ends, and cannot be chosen to give way any more. Returns whether it was chosen.
     pub(super) fn retire(&self) -> bool {
         self.occupation.swap(BUSY, Ordering::Relaxed) == GIVING_WAY
     }
@@ -196,7 +197,7 @@ impl Shared {
         self.paused.load(Ordering::Relaxed)
     }
 
-    /// Something has come on it.
+    /// Bytes have come on the connection.
     pub(super) fn set_used(&self) {
         self.new.store(false, Ordering::Relaxed);
     }
@@ -205,13 +206,13 @@ impl Shared {
         self.grown.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the buffer may stay as long as it has become.
+    /// Whether the buffer has grown and may not shrink yet.
     pub(super) fn is_grown(&self) -> bool {
         self.grown.load(Ordering::Relaxed)
     }
 
-    /// From any worker: ends the connection if it is still idle since it got `deadline`, and nothing has come on it. The end
-    /// of its socket is an event on its own worker, where its coroutine then finds out.
+    /// From any worker: ends the connection if it is idle since it got `deadline`, and nothing has come on it. The end of
+    /// its socket is an event on its own worker, which wakes its coroutine.
     fn give_way(&self, deadline: u64) -> bool {
         let still = self.deadline_ms.load(Ordering::Relaxed) == deadline && self.is_idle();
         let nothing_came = || {
@@ -229,7 +230,7 @@ impl Shared {
 }
 
 impl<S> WorkerServer<S> {
-    /// The side of `worker`; `idle` is the service's limit of idleness.
+    /// The side of `worker`; `idle` is the service's time limit for idle connections.
     pub(super) fn new(worker: usize, common: Arc<Common<S>>, idle: Duration) -> WorkerServer<S> {
         let side = WorkerServer {
             worker,
@@ -254,7 +255,7 @@ impl<S> WorkerServer<S> {
         &self.common.service
     }
 
-    /// Where this worker's answers are counted.
+    /// The counters of this worker's answers.
     pub(super) fn answers(&self) -> &Answers {
         &self.answers
     }
@@ -272,12 +273,13 @@ impl<S> WorkerServer<S> {
         self.now_ms.load(Ordering::Relaxed)
     }
 
-    /// The end of a phase that begins now. Never 0, which says that it is over.
+    /// The end of a phase that begins now, in the worker's milliseconds. Never 0, which stands for a phase that is over.
     pub(super) fn deadline_ms(&self, time: Duration) -> u64 {
         self.now_ms().saturating_add(millis(time)).max(1)
     }
 
-    /// On the worker's tick: keeps the date, ends what is overdue, and lists who has been idle longest if that may be asked.
+    /// On the worker's tick: updates the date, ends connections whose time is over, and lists the longest idle ones if some
+    /// may have to give way.
     pub(super) fn tick(&self) {
         self.update_date();
         let now_ms = millis(self.common.began.elapsed());
@@ -305,16 +307,16 @@ impl<S> WorkerServer<S> {
         list.extend(found.iter().filter_map(|(deadline, key)| Some((*deadline, Arc::downgrade(open.get(*key)?)))));
     }
 
-    /// From any worker: since when the longest idle connection of the list has been so, as a deadline.
+    /// From any worker: the deadline of the longest idle connection in the list.
     pub(super) fn longest_idle(&self) -> Option<u64> {
         self.idle_longest.lock().last().map(|(deadline, _)| *deadline)
     }
 
-    /// From any worker: has the longest idle connection give way. `false` if it turns out not to be idle any more.
+    /// From any worker: makes the longest idle connection give way. `false` if it is not idle any more.
     pub(super) fn end_longest_idle(&self) -> bool {
         let longest = self.idle_longest.lock().pop();
         let gives_way = longest.is_some_and(|(deadline, connection)| {
-            // Counted first: it may end before this thread goes on.
+            // Counted first: the connection may end before this thread goes on.
             self.common.giving_way.fetch_add(1, Ordering::Relaxed);
             let gives_way = connection.upgrade().is_some_and(|connection| connection.give_way(deadline));
             if !gives_way {

@@ -361,7 +361,7 @@ impl SaleStore for SimStore {
             let now_ms = state.unix_ms().max(rebuilt.clock_ms);
             let sale = MemorySale::open(*terms, facts.iter().map(|(number, facts)| row(*number, facts)), now_ms);
             assert_eq!(sale.dropped(), 0, "what is built fits the stock");
-            let apart = rebuilt.misfits.len() as u64;
+            let apart = rebuilt.quarantined.len() as u64;
             let clock_ms = rebuilt.clock_ms;
             let nonce = state.random.u64(..);
             let fresh = SaleState { epoch, is_open: true, ledger, sale: Some(sale), facts, clock_ms, apart };
