@@ -1,24 +1,26 @@
 //! The embedded inventory: the memory inventory behind one lock, answered once the ledger has it.
 //!
-//! Owns the running sales of this one process, the gathering of a turn's requests, and the undoing of what the ledger
-//! did not take. Invariants: nothing is answered that is not on disk, nor what rests on anything that is not; the writer gets the records in the order in
+//! Owns the running sales of this one process, the gathering of a turn's requests, the sold-out cache of each worker, and
+//! the undoing of what the ledger did not take. Invariants: nothing is answered that is not on disk, nor what rests on anything that is not; the writer gets the records in the order in
 //! which they were decided; no decision stands that was made on the ground of an undone one; the lock is never held
 //! across a wait. Refuses to know SQL and HTTP.
 
 mod unwritten;
 
 use super::memory::{Decision, MemorySale};
-use super::{Inventory, Progress, SharedView};
+use super::sold_out::SoldOutCache;
+use super::{Inventory, Progress, SharedView, View};
 use crate::code::HoldNumbers;
 use crate::domain::{EMBEDDED_EPOCH, Id, Outcome, Record, Request, SaleId, Terms};
 use crate::record::{Ack, Counters, Handoff, Recorder, Undo};
 use crate::worker::{Bell, Ticket, Waiter, Workers};
+use arc_swap::Cache;
 use may::io::WaitIoWaker;
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use unwritten::Unwritten;
 
 /// The sales that are open, by their start, all behind one lock: a turn takes it once, and whoever has it sees
@@ -100,7 +102,37 @@ struct Pending {
 struct WorkerQueue {
     worker: usize,
     waker: WaitIoWaker,
-    pending: Mutex<Vec<Pending>>,
+    /// Locked by the worker's own coroutines, never across a wait, and by [`EmbeddedInventory::undecided`].
+    waiting: Mutex<Waiting>,
+}
+
+/// What a worker's lock guards.
+struct Waiting {
+    view: Cache<SharedView, Arc<View>>,
+    requests: Vec<Pending>,
+    /// What the last decisions say of the stock, as far as the ledger has what they rest on.
+    sold_out: Option<SoldOutCache>,
+}
+
+impl Waiting {
+    fn new(view: &SharedView) -> Waiting {
+        Waiting { view: Cache::new(view.clone()), requests: Vec::new(), sold_out: None }
+    }
+
+    /// What can be said of `request` at `at` without deciding it.
+    fn refusal(&mut self, request: &Request, at: Instant) -> Option<Outcome> {
+        let view = self.view.load();
+        if !view.selling {
+            return Some(Outcome::Unavailable);
+        }
+        match request {
+            Request::Checkout { .. } => {
+                let retry_ms = self.sold_out.and_then(|sold_out| sold_out.retry_ms(EMBEDDED_EPOCH, at));
+                retry_ms.map(|retry_ms| Outcome::SoldOut { retry_ms })
+            }
+            Request::Purchase { hold } => view.check_code(hold.sale, wall_clock_ms()).err(),
+        }
+    }
 }
 
 /// The embedded inventory.
@@ -116,7 +148,7 @@ impl EmbeddedInventory {
         let mut queues = Vec::with_capacity(workers.count());
         for worker in workers.all() {
             let bell = Bell::new(workers, worker)?;
-            queues.push(WorkerQueue { worker, waker: bell.waker(), pending: Mutex::new(Vec::new()) });
+            queues.push(WorkerQueue { worker, waker: bell.waker(), waiting: Mutex::new(Waiting::new(&parts.view)) });
             bells.push(bell);
         }
         let inventory = Arc::new(EmbeddedInventory { parts, queues });
@@ -133,7 +165,7 @@ impl EmbeddedInventory {
         let (mut batch, mut told) = (Vec::new(), Vec::new());
         loop {
             bell.wait();
-            std::mem::swap(&mut batch, &mut *queue.pending.lock());
+            std::mem::swap(&mut batch, &mut queue.waiting.lock().requests);
             self.decide(queue, &mut batch, &mut told);
             for Ack { waiter, ticket, outcome } in told.drain(..) {
                 waiter.deliver(ticket, outcome);
@@ -147,12 +179,15 @@ impl EmbeddedInventory {
         let mut state = self.parts.sales.0.lock();
         // Under the lock: what the writer was refused is undone before it counts as settled.
         let (settled, refusing) = (counters.settled.load(Ordering::Acquire), counters.is_refusing());
-        let now_ms = wall_clock_ms();
+        let (now, now_ms) = (Instant::now(), wall_clock_ms());
         let mut handoff: Option<Box<Handoff>> = None;
         for Pending { waiter, ticket, request } in batch.drain(..) {
             let Decided { sale, outcome, fact } = self.decide_one(&mut state.open, now_ms, &request);
             let ack = Ack { waiter, ticket, outcome };
             if fact.is_none() && state.unwritten.is_settled(sale, &request, &outcome, settled, refusing) {
+                if let Outcome::SoldOut { retry_ms } = outcome {
+                    queue.waiting.lock().sold_out = Some(SoldOutCache::new(EMBEDDED_EPOCH, now, 0, retry_ms));
+                }
                 told.push(ack);
                 continue;
             }
@@ -250,18 +285,12 @@ impl Inventory for EmbeddedInventory {
     fn submit(&self, waiter: &Arc<Waiter>, ticket: Ticket, request: &Request) -> Option<Outcome> {
         crate::worker::debug_assert_on(waiter.worker());
         let Some(queue) = self.queues.get(waiter.worker()) else { return Some(Outcome::Unavailable) };
-        let view = self.parts.view.load();
-        if !view.selling {
-            return Some(Outcome::Unavailable);
+        let mut waiting = queue.waiting.lock();
+        if let Some(refusal) = waiting.refusal(request, Instant::now()) {
+            return Some(refusal);
         }
-        if let Request::Purchase { hold } = request
-            && let Err(outcome) = view.check_code(hold.sale, wall_clock_ms())
-        {
-            return Some(outcome);
-        }
-        let mut pending = queue.pending.lock();
-        pending.push(Pending { waiter: waiter.clone(), ticket, request: *request });
-        if pending.len() == 1 {
+        waiting.requests.push(Pending { waiter: waiter.clone(), ticket, request: *request });
+        if waiting.requests.len() == 1 {
             queue.waker.wakeup();
         }
         None
@@ -284,7 +313,7 @@ impl Inventory for EmbeddedInventory {
     }
 
     fn undecided(&self, worker: usize) -> usize {
-        self.queues.get(worker).map_or(0, |queue| queue.pending.lock().len())
+        self.queues.get(worker).map_or(0, |queue| queue.waiting.lock().requests.len())
     }
 }
 
@@ -306,6 +335,24 @@ mod tests {
             records.push(&record);
         }
         Box::new(Handoff { worker: 0, records, acks: Vec::new() })
+    }
+
+    #[test]
+    fn a_worker_refuses_by_itself_while_no_item_can_be_free() {
+        let view: SharedView = Arc::new(arc_swap::ArcSwap::from_pointee(View::closed()));
+        let (mut waiting, at) = (Waiting::new(&view), Instant::now());
+        let user = "u".parse().unwrap();
+        let checkout = Request::Checkout { user, item: user };
+        let purchase = Request::Purchase { hold: HoldKey { sale: SaleId(1), number: HoldNumber(1) } };
+        assert_eq!(waiting.refusal(&checkout, at), Some(Outcome::Unavailable), "nothing is sold yet");
+        let ends_ms = wall_clock_ms() + 60_000;
+        let sale = Terms { starts_ms: 1_000, ends_ms, ..TERMS };
+        view.store(Arc::new(View { selling: true, sales: vec![sale], ..View::closed() }));
+        assert_eq!(waiting.refusal(&checkout, at), None);
+        waiting.sold_out = Some(SoldOutCache::new(EMBEDDED_EPOCH, at, 0, 400));
+        assert_eq!(waiting.refusal(&checkout, at), Some(Outcome::SoldOut { retry_ms: 399 }));
+        assert_eq!(waiting.refusal(&purchase, at), None, "a hold can be redeemed all the same");
+        assert_eq!(waiting.refusal(&checkout, at + std::time::Duration::from_millis(399)), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod embedded;
 pub mod memory;
 pub mod redis;
+mod sold_out;
 
 use crate::domain::{Outcome, Request, SaleId, Terms};
 use crate::record::Handoff;

@@ -3,9 +3,9 @@
 use super::lane::{Flight, Lane, Pending, Script, State, again, load_and_send_again};
 use super::scripts::purchase::Fact;
 use super::scripts::{Refusal, checkout, purchase};
-use super::sold_out::SoldOutCache;
 use crate::domain::{HoldKey, HoldNumber, Outcome, Record, RecordKind, Request, SaleId};
 use crate::inventory::Suspicion;
+use crate::inventory::sold_out::SoldOutCache;
 use crate::record::{Ack, Handoff};
 use crate::redis_wire::resp::Reply;
 use std::sync::atomic::Ordering;

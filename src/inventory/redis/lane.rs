@@ -7,8 +7,8 @@
 
 use super::Shared;
 use super::scripts::{EXPIRED_A_CALL, MAX_BATCH};
-use super::sold_out::SoldOutCache;
 use crate::domain::{HoldNumber, Outcome, Request, Terms};
+use crate::inventory::sold_out::SoldOutCache;
 use crate::inventory::{Clock, View};
 use crate::redis_wire::pipeline::DriverWaker;
 use crate::worker::{Ticket, Waiter};

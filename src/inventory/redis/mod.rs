@@ -8,7 +8,6 @@ mod answer;
 mod lane;
 mod protocol;
 pub mod scripts;
-mod sold_out;
 
 use super::{Inventory, SharedView, Suspicion};
 use crate::code::HoldNumbers;

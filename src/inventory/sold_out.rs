@@ -1,8 +1,8 @@
-//! The sold-out cache: a worker answers `sold_out` by itself for as long as a reply of Redis says that no item can be free.
+//! The sold-out cache: a worker answers `sold_out` by itself for as long as a decision says that no item can be free.
 //!
-//! Owns how long one such reply is used. Invariant: never longer than the truth. Redis read its clock between the
-//! sending of the call and the receipt of its reply, so the earliest of these moments is the one that counts. Leaves to
-//! others: which reply says so, and what the refusal looks like.
+//! Owns how long one such decision is used. Invariant: never longer than it is true. Redis reads its clock between the
+//! sending of the call and the receipt of its reply, so the time counts from the sending. Leaves to others: which
+//! decision says so, and what the refusal looks like.
 
 use crate::inventory::SOLD_OUT_TRUST;
 use std::time::{Duration, Instant};
@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 /// What a worker knows of a sale that is sold out.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SoldOutCache {
+    /// What the decision was made under: it says nothing under another one.
     epoch: u64,
     /// The earliest moment at which an item can be free.
     free_at: Instant,
-    /// From this moment on Redis is asked again.
+    /// From this moment on the inventory is asked again.
     until: Instant,
 }
 
@@ -26,7 +27,7 @@ impl SoldOutCache {
         SoldOutCache { epoch, free_at, until: free_at.min(sent + SOLD_OUT_TRUST) }
     }
 
-    /// How many milliseconds it takes at `at` until an item can be free; `None` if Redis has to be asked.
+    /// How many milliseconds it takes at `at` until an item can be free; `None` if the inventory has to be asked.
     pub(super) fn retry_ms(&self, epoch: u64, at: Instant) -> Option<u64> {
         let known = self.epoch == epoch && at < self.until;
         known.then(|| u64::try_from((self.free_at - at).as_millis()).unwrap_or(u64::MAX))
