@@ -103,6 +103,9 @@ impl Stop<'_> {
         let undecided = || self.workers.all().map(|worker| self.running.inventory.undecided(worker)).sum::<usize>();
         wait(end - time / 3, || undecided() == 0);
         let _ = self.running.stop_keeper.send(());
+        // The writer goes on meanwhile. It is the last to close the ledger: of two SQLite connections that are closed at the
+        // same time, neither may find itself the last one, and then the log stays beside the database.
+        wait(end - time / 6, || self.running.keeper.is_finished());
         let _ = self.running.recorder.sender().send_deadline(Message::Finish, end);
         wait(end, || self.running.writer.is_finished() && self.running.keeper.is_finished());
         // The ledger's word has reached the workers: they may still have to send the answers that waited for it.
