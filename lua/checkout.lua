@@ -9,6 +9,7 @@
 --          A again: more holds may have expired than one call takes back, D the number is taken
 --        'N' no state, 'E <epoch>' another epoch, 'C <status>' not selling, 'T <now>' the sale is not on,
 --        'Q' the queue is not the one that the state knows; nothing was changed by any of these
+-- Fails  where a share or a record cannot be read: nothing was changed
 -- Holds  free + held + purchased = items; the queue is in the order of expiry and `queue` is its length;
 --        `taken` counts all holds that there ever were
 --
@@ -46,9 +47,9 @@ local function set(field, value)
   size = size + 2
 end
 
--- The two parts of a share. One that an earlier version wrote has no expiry. Fails where there is no share: before the first
--- write.
-local function items_of(share) return tonumber(sub(share, 14)) or tonumber(share) end
+-- The two parts of a share. One that an earlier version wrote has no expiry. Fails where there is no share, or none that can be
+-- read: before the first write.
+local function items_of(share) return tonumber(sub(share, 14)) or tonumber(share) or error('cannot read a share') end
 local function expiry_of(share) return #share > 13 and sub(share, 1, 13) or ends end
 
 -- What no longer holds an item leaves the queue's head: expired holds, whose items come back, and purchased ones.
@@ -65,13 +66,15 @@ local function settle()
   local found = redis.call('HMGET', state, unpack(names))
   for i, entry in ipairs(parsed) do
     local record, user = found[2 * i - 1], entry[3]
-    local held = record and string.sub(record, 1, 1) == 'H'
+    local mark = record and sub(record, 1, 1)
+    local held = mark == 'H'
+    if not held and mark ~= 'P' and mark ~= 'X' then error('cannot read the record of a queued hold') end
     if held and entry[2] > now then
       head = entry[2]
       return
     end
     if held then
-      set(entry[1], 'X' .. string.sub(record, 2))
+      set(entry[1], 'X' .. sub(record, 2))
       local share = found[2 * i]
       counts[user] = (counts[user] or items_of(share)) - 1
       shares[user] = share

@@ -7,6 +7,7 @@
 --          with '<taken> <expires> ' in front (<expires> 0 where only the purchase is known). Of a sale that has ended
 --          a hold is A or I, and nothing is changed
 --        'N', 'E <epoch>', 'C <status>', 'T <now>' as in checkout.lua; nothing was changed by any of these
+-- Fails  where a record cannot be read: nothing was changed
 -- Holds  free + held + purchased = items; a hold is redeemed once
 --
 -- The user's share stays as it is: what a user holds and what a user has purchased count alike for the limit. To tell
@@ -36,6 +37,8 @@ for i = 1, count do
     marks[i] = over and 'I' or 'G'
   else
     local mark, taken, expires, bought_at, length, rest = string.match(record, '^(%a)(%d+):(%d+):(%d+):(%d+):(.*)$')
+    local item_length = mark and #rest - length
+    if not mark or item_length < 1 then error('cannot read the record of a hold') end
     if mark == 'P' then
       marks[i] = 'A'
       bought_at = taken .. ' ' .. expires .. ' ' .. bought_at
@@ -49,7 +52,7 @@ for i = 1, count do
       changed[#changed + 1] = field
       changed[#changed + 1] = fresh[field]
     end
-    if marks[i] ~= 'I' then facts[#facts + 1] = bought_at .. ' ' .. length .. ' ' .. (#rest - length) .. ' ' .. rest end
+    if marks[i] ~= 'I' then facts[#facts + 1] = bought_at .. ' ' .. length .. ' ' .. item_length .. ' ' .. rest end
   end
 end
 

@@ -13,7 +13,7 @@ use flashsale::http::listen::{self, Listener};
 use flashsale::http::server::Server;
 use flashsale::inventory::embedded::{self, EmbeddedInventory};
 use flashsale::inventory::redis::{RedisInventory, Shared};
-use flashsale::inventory::{Inventory, SharedView, View};
+use flashsale::inventory::{Inventory, LostCalls, SharedView, View};
 use flashsale::keeper;
 use flashsale::keeper::own_work::LocalWork;
 use flashsale::ledger::postgres::{ConnectSettings, PostgresAppend, PostgresLedger, parse_dsn};
@@ -40,7 +40,7 @@ const TICK: Duration = Duration::from_millis(50);
 const LEDGER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the workers' connections may take before the first request is accepted. Without them it is answered 503.
 const WARMUP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Suspicions that wait for the keeper: one is enough.
+/// Suspicions that wait for the keeper. What finds no room is found again by the next request.
 const SUSPICIONS: usize = 16;
 
 /// What was started, for stopping it.
@@ -241,6 +241,7 @@ fn start_distributed(
     let (writer, stale) = start_writer(vitals, inbox, appender, mailboxes, OnFailure::Retry)?;
     let (view, ack_by_ledger) = (view(), config.purchase_ack == PurchaseAck::Ledger);
     let (suspicions, heard) = crossbeam_channel::bounded(SUSPICIONS);
+    let lost_calls = LostCalls::default();
     let keeper = keeper::distributed::Keeper::start(keeper::distributed::Parts {
         ledger: Box::new(ledger),
         store: Box::new(keeper::store::Store::new(target.clone(), config.redis_timeout.min(Duration::from_secs(2)))),
@@ -248,6 +249,7 @@ fn start_distributed(
         settings: config.sale,
         view: view.clone(),
         suspicions: heard,
+        lost_calls: lost_calls.clone(),
         stale,
         own: Box::new(LocalWork::starting(recorder.clone())),
     })
@@ -259,6 +261,7 @@ fn start_distributed(
         ack_by_ledger,
         timeout: config.redis_timeout,
         suspicions,
+        lost_calls,
     };
     let inventory = RedisInventory::start(workers, &target, shared).map_err(|e| format!("starting: {e}"))?;
     let inventory: Arc<dyn Inventory> = Arc::new(inventory);

@@ -7,7 +7,7 @@ use flashsale::code::{Codes, HoldNumbers};
 use flashsale::config::{Backends, Config, PurchaseAck};
 use flashsale::inventory::embedded::{self, EmbeddedInventory};
 use flashsale::inventory::redis::{RedisInventory, Shared};
-use flashsale::inventory::{Inventory, SharedView, View};
+use flashsale::inventory::{Inventory, LostCalls, SharedView, View};
 use flashsale::keeper;
 use flashsale::keeper::own_work::LocalWork;
 use flashsale::ledger::postgres::{PostgresAppend, PostgresLedger, parse_dsn};
@@ -147,6 +147,7 @@ fn start_distributed(
     let (recorder, view) = (Arc::new(recorder), view());
     let stale = start_writer(inbox, PostgresAppend::new(settings, codes.clone()), mailboxes, OnFailure::Retry);
     let (suspicions, heard) = crossbeam_channel::bounded(16);
+    let lost_calls = LostCalls::default();
     let keeper = keeper::distributed::Keeper::start(keeper::distributed::Parts {
         ledger: Box::new(ledger),
         store: Box::new(keeper::store::Store::new(redis.clone(), config.redis_timeout)),
@@ -154,6 +155,7 @@ fn start_distributed(
         settings: config.sale,
         view: view.clone(),
         suspicions: heard,
+        lost_calls: lost_calls.clone(),
         stale,
         own: Box::new(LocalWork::starting(recorder.clone())),
     })
@@ -165,6 +167,7 @@ fn start_distributed(
         ack_by_ledger: config.purchase_ack == PurchaseAck::Ledger,
         timeout: config.redis_timeout,
         suspicions,
+        lost_calls,
     };
     let inventory: Arc<dyn Inventory> = Arc::new(RedisInventory::start(workers, redis, shared).map_err(text)?);
     let own = LocalWork::serving(recorder, inventory.clone(), workers.count());

@@ -13,6 +13,7 @@ use crate::record::Handoff;
 use crate::worker::{Ticket, Waiter};
 use arc_swap::ArcSwap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// Decides checkouts and purchases. [`submit`](Inventory::submit), [`tick`](Inventory::tick) and
@@ -154,6 +155,16 @@ pub type SharedView = Arc<ArcSwap<View>>;
 pub enum Suspicion {
     /// The state of a sale that was opened is not there, is not whole, or does not sell.
     State(SaleId, &'static str),
+    /// A script failed because it could not read a field of a sale's state. A look at the sale's numbers does not find that: only
+    /// a rebuild mends it.
+    Unreadable {
+        /// The sale.
+        sale: SaleId,
+        /// The epoch of the state. A state of a later one has been rebuilt since.
+        epoch: u64,
+        /// The error, in Redis' words.
+        why: String,
+    },
     /// Redis carries another epoch.
     Epoch(u64),
     /// The Redis that answers is another one, or was started anew.
@@ -162,9 +173,11 @@ pub enum Suspicion {
     Refused(String),
     /// The connection is gone.
     Away(String),
-    /// Calls were sent whose replies did not come: what they decided, if they did, may be with Redis alone.
-    LostCalls,
 }
+
+/// Set by a worker that sent calls whose replies did not come: what they decided, if they did, may be with Redis alone. A flag of its
+/// own, since a worker says it once, and the channel of suspicions may be full at that moment.
+pub type LostCalls = Arc<AtomicBool>;
 
 /// Which Redis this is, from its `INFO server replication`: the run id changes with a restart and the replication
 /// id with a promotion, so both unchanged means that no write was lost. `Err` for a replica.

@@ -20,7 +20,7 @@ use super::sale_store::{Owner, SaleStore};
 use super::servers::Servers;
 use super::time::{TimeSource, is_due};
 use crate::config::SaleSettings;
-use crate::inventory::{SharedView, Suspicion, View};
+use crate::inventory::{LostCalls, SharedView, Suspicion, View};
 use crate::ledger::SharedLedger;
 use crate::record::Handoff;
 use crossbeam_channel::{Receiver, select};
@@ -53,6 +53,8 @@ pub struct Parts {
     pub view: SharedView,
     /// What the workers found odd.
     pub suspicions: Receiver<Suspicion>,
+    /// Set by a worker that lost calls.
+    pub lost_calls: LostCalls,
     /// Records of another epoch, from the writer.
     pub stale: Receiver<Box<Handoff>>,
     /// The work of this instance while it starts.
@@ -64,6 +66,7 @@ pub struct Keeper {
     servers: Servers,
     view: SharedView,
     suspicions: Receiver<Suspicion>,
+    lost_calls: LostCalls,
     own: Box<dyn OwnWork>,
     /// Whether shoppers are served: while the instance starts they wait for the first opening alone.
     is_serving: bool,
@@ -119,6 +122,7 @@ impl Keeper {
             servers,
             view: parts.view,
             suspicions: parts.suspicions,
+            lost_calls: parts.lost_calls,
             own: parts.own,
             is_serving: false,
             selling: false,
@@ -172,6 +176,10 @@ impl Keeper {
         while let Ok(suspicion) = self.suspicions.try_recv() {
             self.note(suspicion);
         }
+        if self.lost_calls.swap(false, Ordering::AcqRel) {
+            // What these calls decided comes into the ledger by reconciliation alone.
+            self.maintenance.quicken(self.servers.now());
+        }
         let result = self.round();
         // The failure may be a refusal of Redis to write. A Redis that does not answer is not asked once more.
         if result.is_err() && self.view.load().reachable {
@@ -198,12 +206,19 @@ impl Keeper {
             Suspicion::Refused(why) => return self.refusals.refused(now, &why),
             // Redis' absence is no loss. Its state when it is back is looked at each round.
             Suspicion::Away(_) => return,
-            // What these calls decided comes into the ledger by reconciliation alone.
-            Suspicion::LostCalls => return self.maintenance.quicken(now),
             // New connections lead to another Redis than the keeper's: it has to look at that one.
             Suspicion::Identity(_) => return self.servers.store.reconnect(),
             // Of a sale that is not open any more, or of an epoch that has been left since.
-            Suspicion::State(sale, _) if !self.sales.is_asked_for(sale, self.servers.clock().ms(now)) => return,
+            Suspicion::State(sale, _) | Suspicion::Unreadable { sale, .. }
+                if !self.sales.is_asked_for(sale, self.servers.clock().ms(now)) =>
+            {
+                return;
+            }
+            Suspicion::Unreadable { epoch, .. } if epoch != self.membership.epoch.number => return,
+            Suspicion::Unreadable { sale, epoch, why } => {
+                let why = format!("a script cannot read the state of {} in Redis: {why}", sale.named());
+                return self.recovery.suspect_unreadable(now, epoch, why);
+            }
             Suspicion::Epoch(theirs) if theirs <= self.membership.epoch.number => return,
             Suspicion::State(sale, what) => format!("the state of {} in Redis {what}", sale.named()),
             Suspicion::Epoch(theirs) => {
@@ -347,6 +362,7 @@ impl Keeper {
         self.recovery.check_due(begun)?;
         self.maintenance.drop_reconciliation(&mut self.servers);
         let attempt = Attempt {
+            unreadable: self.recovery.unreadable(),
             membership: &mut self.membership,
             sales: &mut self.sales,
             late: &mut self.late,

@@ -37,6 +37,9 @@ const MIN_RETRY: Duration = Duration::from_millis(50);
 /// The longest wait between two attempts: each may write a whole sale anew.
 const MAX_RETRY: Duration = Duration::from_secs(1);
 
+/// The time between two rebuilds that are made because a script cannot read a state.
+const UNREADABLE_PAUSE: Duration = Duration::from_secs(10);
+
 /// A suspected loss, if there is one.
 #[derive(Default)]
 pub(super) struct Recovery {
@@ -44,12 +47,28 @@ pub(super) struct Recovery {
     suspected: Option<String>,
     /// When the last attempt failed, and how long to wait after it.
     retry: Option<(Instant, Duration)>,
+    /// The epoch under which a script could not read a state last, and when that was found.
+    unreadable: Option<(u64, Instant)>,
 }
 
 impl Recovery {
     /// Something may be lost. The first reason stays until it is settled.
     pub(super) fn suspect(&mut self, why: String) {
         self.suspected.get_or_insert(why);
+    }
+
+    /// A script of `epoch` could not read a state: only a rebuild mends that. One that was tried a moment ago has not, and no sale
+    /// would sell during another one.
+    pub(super) fn suspect_unreadable(&mut self, now: Instant, epoch: u64, why: String) {
+        if self.unreadable.is_none_or(|(_, found)| now.saturating_duration_since(found) >= UNREADABLE_PAUSE) {
+            self.unreadable = Some((epoch, now));
+            self.suspect(why);
+        }
+    }
+
+    /// The epoch whose states are not to be adopted, however good their numbers are.
+    pub(super) fn unreadable(&self) -> Option<u64> {
+        self.unreadable.map(|(epoch, _)| epoch)
     }
 
     /// The reason, if a loss is suspected.
@@ -80,6 +99,8 @@ impl Recovery {
 
 /// One attempt to settle a suspected loss, and all that it touches.
 pub(super) struct Attempt<'a> {
+    /// See [`Recovery::unreadable`].
+    pub unreadable: Option<u64>,
     pub membership: &'a mut Membership,
     pub sales: &'a mut OpenSales,
     pub late: &'a mut LateRecords,
@@ -116,7 +137,8 @@ impl Attempt<'_> {
             .filter(|row| row.opened && row.terms.ends_ms + ENDED_KEPT_MS > now_ms)
             .map(|row| row.terms)
             .collect();
-        let (mut good, mut newest) = (current.identity == redis.identity, current.number);
+        let is_readable = self.unreadable != Some(current.number);
+        let (mut good, mut newest) = (current.identity == redis.identity && is_readable, current.number);
         for terms in &opened {
             match servers.store.condition(terms.sale, current.number)? {
                 // A sale that has not begun gets the ledger's terms when it is looked at next.

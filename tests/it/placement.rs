@@ -2,6 +2,7 @@
 
 use crate::support::clock;
 use crate::support::http::Client;
+use crate::support::process::poll;
 use crate::support::servers::Redis;
 use flashsale::catalog::Catalog;
 use flashsale::code::{Codes, HoldNumbers};
@@ -12,7 +13,7 @@ use flashsale::http::response::Responder;
 use flashsale::http::server::Server;
 use flashsale::http::service::Service;
 use flashsale::inventory::redis::{RedisInventory, Shared};
-use flashsale::inventory::{Clock, Inventory, View};
+use flashsale::inventory::{Clock, Inventory, LostCalls, Suspicion, View};
 use flashsale::keeper::merge::RebuiltSale;
 use flashsale::keeper::sale_store::SaleStore;
 use flashsale::keeper::store::Store;
@@ -101,20 +102,26 @@ fn open_sale(target: &Arc<RedisEndpoint>) -> View {
     View { epoch: 1, selling: true, sales: vec![terms], identity, clock, ..View::closed() }
 }
 
-fn start(redis: &Redis) -> (Arc<Recorded>, Server<Recorded>) {
+/// The service on `redis`, and the flag that its workers set where they lose calls. Nothing reads the channel of suspicions, which
+/// is full.
+fn start(redis: &Redis) -> (Arc<Recorded>, Server<Recorded>, Arc<RedisInventory>, LostCalls) {
     let workers = Workers::start(CORES, Vitals::new().0).unwrap();
     let target = Arc::new(RedisEndpoint::parse(&redis.addr().to_string()).unwrap());
     target.resolve().unwrap();
     let view = Arc::new(arc_swap::ArcSwap::from_pointee(open_sale(&target)));
     let (recorder, inbox) = record::channel(1024);
     std::thread::spawn(move || while let Ok(Message::Records(_)) = inbox.receiver.recv() {});
+    let ((suspicions, full), lost_calls) = (crossbeam_channel::bounded(1), LostCalls::default());
+    suspicions.send(Suspicion::Epoch(0)).unwrap();
+    std::mem::forget(full);
     let shared = Shared {
         view,
         numbers: HoldNumbers::starting_at(1, 0),
         recorder: Arc::new(recorder),
         ack_by_ledger: false,
         timeout: Duration::from_secs(5),
-        suspicions: crossbeam_channel::bounded(1).0,
+        suspicions,
+        lost_calls: lost_calls.clone(),
     };
     let inventory = Arc::new(RedisInventory::start(workers, &target, shared).unwrap());
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -122,17 +129,17 @@ fn start(redis: &Redis) -> (Arc<Recorded>, Server<Recorded>) {
         assert!(Instant::now() < deadline, "the drivers do not connect");
         std::thread::yield_now();
     }
-    let shop = Shop::new(inventory, Codes::new(&[7; 16]), Catalog::generated(), Duration::from_secs(5));
+    let shop = Shop::new(inventory.clone(), Codes::new(&[7; 16]), Catalog::generated(), Duration::from_secs(5));
     let recorded = Arc::new(Recorded { shop, next: AtomicUsize::new(0), steps: Mutex::new(Steps::new()) });
     let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap().listen().unwrap();
     let server = Server::start(workers, listener, recorded.clone(), 1000).unwrap();
-    (recorded, server)
+    (recorded, server, inventory, lost_calls)
 }
 
 #[test]
 fn a_connection_stays_on_its_worker() {
     let redis = Redis::start();
-    let (recorded, server) = start(&redis);
+    let (recorded, server, inventory, lost_calls) = start(&redis);
     let address = server.address();
     std::thread::scope(|scope| {
         for n in 0..CLIENTS {
@@ -158,4 +165,18 @@ fn a_connection_stays_on_its_worker() {
         used.extend(workers);
     }
     assert_eq!(used, (0..CORES).map(Some).collect(), "both workers have connections");
+    drop(steps);
+
+    // One test for both, since a process starts its workers once.
+    assert!(!lost_calls.load(Ordering::Acquire));
+    redis.run(&["CLIENT", "PAUSE", "60000"]);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| Client::new(address).checkout("lost", "i").status);
+        poll("a call", Duration::from_secs(5), || {
+            (0..CORES).any(|worker| inventory.undecided(worker) > 0).then_some(())
+        });
+        drop(redis);
+        assert_eq!(waiting.join().unwrap(), 503);
+    });
+    assert!(lost_calls.load(Ordering::Acquire), "heard of, although the channel of suspicions is full");
 }

@@ -6,6 +6,7 @@ use crate::shop::{SimWork, USERS};
 use crate::world::{Instance, State, World};
 use flashsale::config::SaleSettings;
 use flashsale::domain::{HoldNumber, Id, RecordKind, SaleId};
+use flashsale::inventory::LostCalls;
 use flashsale::inventory::memory::MemorySale;
 use flashsale::keeper::distributed::{Keeper, Parts};
 use flashsale::keeper::time::TimeSource;
@@ -76,6 +77,7 @@ fn live(instance: &Instance) {
         view,
         suspicions,
         stale,
+        lost_calls: LostCalls::default(),
         own: own(),
     })
     .unwrap();

@@ -2,7 +2,7 @@
 
 use super::lane::{Flight, Lane, Pending, Script, State, again, load_and_send_again};
 use super::scripts::purchase::Fact;
-use super::scripts::{Refusal, checkout, purchase};
+use super::scripts::{self, Refusal, checkout, purchase};
 use crate::domain::{HoldKey, HoldNumber, Outcome, Record, RecordKind, Request, SaleId};
 use crate::inventory::Suspicion;
 use crate::inventory::sold_out::SoldOutCache;
@@ -23,7 +23,7 @@ pub(super) fn answer(lane: &Lane, state: &mut State, flight: Flight, reply: Repl
         Reply::Error(text) => {
             let text = String::from_utf8_lossy(text).into_owned();
             refuse(flight.requests, state);
-            return error(lane, flight.terms.sale, text);
+            return error(lane, (flight.terms.sale, flight.epoch), text);
         }
         _ => {
             refuse(flight.requests, state);
@@ -64,12 +64,16 @@ pub(super) fn refuse(mut requests: Vec<Pending>, state: &mut State) {
 }
 
 /// Redis refused the call as such. None of these changes anything before the script's first write.
-fn error(lane: &Lane, sale: SaleId, text: String) -> Result<(), String> {
+fn error(lane: &Lane, (sale, epoch): (SaleId, u64), text: String) -> Result<(), String> {
     let code = text.split_ascii_whitespace().next().unwrap_or_default();
     match code {
         // The role is another one: connecting anew looks at it.
         "READONLY" => Err(text),
-        // It heals by a rebuilding alone.
+        _ if scripts::is_own_failure(&text) => {
+            lane.shared.suspect(Suspicion::Unreadable { sale, epoch, why: text });
+            Ok(())
+        }
+        // Only a rebuild heals it.
         "WRONGTYPE" => {
             lane.shared.suspect(Suspicion::State(sale, "has a key of another type"));
             Ok(())

@@ -9,7 +9,7 @@ mod lane;
 mod protocol;
 pub mod scripts;
 
-use super::{Inventory, SharedView, Suspicion};
+use super::{Inventory, LostCalls, SharedView, Suspicion};
 use crate::code::HoldNumbers;
 use crate::domain::{Outcome, Request};
 use crate::record::{Handoff, Recorder};
@@ -37,10 +37,12 @@ pub struct Shared {
     pub timeout: Duration,
     /// Where the keeper hears of what looks wrong.
     pub suspicions: Sender<Suspicion>,
+    /// Set where calls were lost, for the keeper.
+    pub lost_calls: LostCalls,
 }
 
 impl Shared {
-    /// Tells the keeper. A full channel means that he has enough to look into.
+    /// Tells the keeper. Where the channel is full the keeper has enough to look into, and what still is odd is found again.
     fn suspect(&self, suspicion: Suspicion) {
         let _ = self.suspicions.try_send(suspicion);
     }

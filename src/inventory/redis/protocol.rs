@@ -228,7 +228,7 @@ impl Protocol for ScriptProtocol {
         }
         if lost_calls {
             // What they decided, if they did, is with Redis alone.
-            self.lane.shared.suspect(Suspicion::LostCalls);
+            self.lane.shared.lost_calls.store(true, Ordering::Release);
         }
         self.lane.shared.suspect(Suspicion::Away(why.to_owned()));
     }

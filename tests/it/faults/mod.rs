@@ -17,6 +17,7 @@ mod redis_setup;
 mod refused;
 mod scarce;
 mod sessions;
+mod unreadable;
 
 use crate::support::app::{App, Builder};
 use crate::support::audit::{self, Terms};

@@ -62,6 +62,20 @@ pub enum Refusal {
     Damaged,
 }
 
+/// Whether an error in place of a reply says that the script itself failed, because it cannot read a field of the state. Nothing was
+/// changed. Errors that Redis gives where it refuses a command of the script (no memory, no permission, not enough replicas) say
+/// nothing of the state.
+pub fn is_own_failure(error: &str) -> bool {
+    // Redis names such errors after the script: "ERR user_script:12: ..." by Lua, "ERR ... script: <digest>, on @user_script:12."
+    // by a command. Redis 6 and its descendants say "ERR Error running script (call to f_...): @user_script: ...".
+    const REFUSED: [&str; 4] =
+        ["The user executing the script", "ACL failure", "Unknown Redis command", "not allowed from"];
+    error.starts_with("ERR ")
+        && error.contains("user_script:")
+        && !error.contains("Error compiling script")
+        && !REFUSED.iter().any(|words| error.contains(words))
+}
+
 /// Begins a call by digest, of a script that decides, in the reused memory of `cmd`.
 fn begin(cmd: &mut Cmd, header: &Header<'_>) {
     let Header { sha, sale, epoch, latest_ms } = *header;
@@ -107,6 +121,32 @@ mod tied_tests;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failures_of_a_script() {
+        for error in [
+            "ERR user_script:44: attempt to compare nil with number script: 3a5f, on @user_script:44.",
+            "ERR value is not an integer or out of range script: 3a5f, on @user_script:5.",
+            "ERR Error running script (call to f_3a5f): @user_script:44: user_script:44: attempt to compare nil with number",
+        ] {
+            assert!(is_own_failure(error), "{error}");
+        }
+        for error in [
+            "ERR The user executing the script can't run this command or subcommand script: 3a5f, on @user_script:5.",
+            "ERR ACL failure in script: User default has no permissions script: 3a5f, on @user_script:5.",
+            "ERR Unknown Redis command called from script script: 3a5f, on @user_script:5.",
+            "ERR Error compiling script (new function): user_script:1: '=' expected near 'x'",
+            "ERR unknown command 'EVALSHA', with args beginning with: ",
+            "OOM command not allowed when used memory > 'maxmemory'. script: 3a5f, on @user_script:5.",
+            "NOREPLICAS Not enough good replicas to write. script: 3a5f, on @user_script:5.",
+            "MISCONF Redis is configured to save RDB snapshots script: 3a5f, on @user_script:5.",
+            "NOPERM User default has no permissions to run the 'evalsha' command",
+            "BUSY Redis is busy running a script.",
+            "LOADING Redis is loading the dataset in memory",
+        ] {
+            assert!(!is_own_failure(error), "{error}");
+        }
+    }
 
     #[test]
     fn refusals_and_nonsense() {
