@@ -4,7 +4,7 @@
 -- KEYS   1 the sale's state (hash)
 -- ARGV   1 the newer epoch, 2 when the key expires (unix seconds), if there was none, 3 the ledger's identity, or ''
 -- Reply  'K' closed, 'E <epoch>' this epoch or a newer one is there; nothing was changed then
--- Holds  whoever calls a script with an older epoch changes nothing from now on. A state that is missing is closed
+-- Holds  a script that is called with an older epoch changes nothing from now on. A state that is missing is closed
 --        too: a late opener of an older epoch must find the fence. What is no state at all (another type, an epoch that no
 --        ledger gives out) or another ledger's is replaced. Runs where memory is short, or nothing could mend it
 

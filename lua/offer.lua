@@ -5,8 +5,8 @@
 --        purchased (or 0); times in unix ms
 -- Reply  'K <marks>'  a mark for each record: F it fits (it is in the state now, or was), M it does not
 --        'N', 'E <epoch>', 'C <status>', 'T <now>', 'Q' as in checkout.lua; nothing was changed by any of these. Facts of a
---        sale that has ended are judged by the ledger: nobody rebuilds its state, which may lack some
--- Holds  free + held + purchased = items; `taken` counts the holds whose checkout is known; nobody gets above the
+--        sale that has ended are judged by the ledger: no instance rebuilds its state, which may lack some
+-- Holds  free + held + purchased = items; `taken` counts the holds whose checkout is known; no user gets above the
 --        limit; a hold that is put back gets the whole hold time again, so that the queue stays in the order of expiry
 
 local state, queue = KEYS[1], KEYS[2]

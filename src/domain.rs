@@ -173,7 +173,7 @@ pub enum Outcome {
     InvalidCode,
     /// A genuine code, but its hold was lost with Redis and nothing can be sold for it.
     HoldLost,
-    /// Nobody can decide now. Whether the effect happened is not known.
+    /// No decision is possible now. The effect may have happened.
     Unavailable,
 }
 

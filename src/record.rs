@@ -133,9 +133,9 @@ pub struct Recorder {
 pub struct Inbox {
     /// What is to be written.
     pub receiver: Receiver<Message>,
-    /// Where emptied handoffs go that nobody waits for.
+    /// Where the writer puts emptied handoffs without waiting answers, to be used again.
     pub spare: Sender<Box<Handoff>>,
-    /// Whether somebody waits for what could not be written yet: it is tried again at once.
+    /// A message here means that a caller waits for the records that could not be written yet: the writer tries again at once.
     pub hurry: Receiver<()>,
     /// Shared with the sending side.
     pub counters: Arc<Counters>,

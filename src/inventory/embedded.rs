@@ -23,8 +23,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use unwritten::Unwritten;
 
-/// The sales that are open, by their start, all behind one lock: a turn takes it once, and whoever has it sees
-/// everything that was decided and not yet handed over, which is nothing.
+/// The sales that are open, by their start, all behind one lock. A turn takes the lock once and hands its records over
+/// before it releases it: so each holder of the lock finds every decision handed over.
 #[derive(Clone, Default)]
 pub struct Sales(Arc<Mutex<State>>);
 
@@ -173,7 +173,7 @@ impl EmbeddedInventory {
         }
     }
 
-    /// Decides `batch` in its order. What nobody has to wait for is left in `told`.
+    /// Decides `batch` in its order. Answers that need not wait for the ledger are left in `told`.
     fn decide(&self, queue: &WorkerQueue, batch: &mut Vec<Pending>, told: &mut Vec<Ack>) {
         let counters = self.parts.recorder.counters();
         let mut state = self.parts.sales.0.lock();

@@ -1,4 +1,4 @@
-//! One sale in memory: the embedded inventory's state, and the judge of the Lua scripts.
+//! One sale in memory: the embedded inventory's state, and the oracle that the Lua scripts are tested against.
 //!
 //! Owns the obvious version of every decision, written as plainly as can be. Invariants: held and purchased items are
 //! never more than the stock (save when the ledger itself says that more were purchased), and a user's share is the

@@ -206,7 +206,7 @@ mod tests {
             starts_ms,
             ends_ms,
         };
-        // Planned by a clock that was ahead; the gap is filled by somebody else at this moment.
+        // Planned by a clock that was ahead; another instance fills the gap at this moment.
         let mut view = View { sales: vec![terms(36_000, 40_000), terms(40_000, 44_000)], ..View::closed() };
         let check = |view: &View, sale, now_ms| view.check_code(SaleId(sale), now_ms).map(|terms| terms.sale.0);
         assert_eq!(check(&view, 7, 7_500), Err(Outcome::Unavailable), "it may be on");

@@ -82,7 +82,7 @@ pub fn other_settings(terms: &Terms, settings: &SaleSettings) -> String {
     )
 }
 
-/// Whether `terms` share a moment with any of `known`: then somebody else has planned otherwise.
+/// Whether `terms` share a moment with any of `known`: then another instance has planned with other settings.
 fn overlaps(terms: &Terms, known: &[Terms]) -> bool {
     known.iter().any(|other| terms.starts_ms < other.ends_ms && other.starts_ms < terms.ends_ms)
 }
@@ -113,7 +113,7 @@ mod tests {
         };
         check(&[], 7205, 3600, (7200, 10800));
         check(&[(7200, 10800)], 7205, 3600, (10800, 14400));
-        // After a pause the present one comes next, not those that nobody saw.
+        // After a pause the present sale comes next, not those that passed unopened.
         check(&[(7200, 10800)], 20000, 3600, (18000, 21600));
         // Longer than before: the first one is cut.
         check(&[(7260, 7320)], 7290, 3600, (7320, 10800));

@@ -163,7 +163,7 @@ mod tests {
         check(Some((sold, false)), Some(held), HoldState::Purchased, 1);
         check(Some((known(0, Some(20)), false)), None, HoldState::Purchased, 0);
         check(None, Some(sold), HoldState::Purchased, 2);
-        // Of a checkout that nobody remembers no row is made up.
+        // No row is invented for a checkout that neither source knows.
         check(None, Some(known(0, Some(20))), HoldState::Purchased, 1);
         check(Some((known(0, Some(20)), false)), Some(known(0, Some(20))), HoldState::Purchased, 0);
         check(Some((expired, true)), Some(known(50, Some(20))), HoldState::Purchased, 1);

@@ -8,7 +8,7 @@
 pub const MAX_REPLY_BYTES: usize = 4 << 20;
 /// How deep arrays may nest.
 const MAX_DEPTH: usize = 8;
-/// The longest line of an integer or a length: 19 digits, a sign, and leading zeros that nobody sends.
+/// The longest line of an integer or a length: 19 digits, a sign, and leading zeros, which Redis does not send.
 const MAX_NUMBER_BYTES: usize = 32;
 
 // A length line always fits what a reply may have.

@@ -55,7 +55,7 @@ pub(super) fn answer(lane: &Lane, state: &mut State, flight: Flight, reply: Repl
     }
 }
 
-/// Tells everybody that nobody can decide now.
+/// Answers `unavailable` to all of `requests`.
 pub(super) fn refuse(mut requests: Vec<Pending>, state: &mut State) {
     for pending in requests.drain(..) {
         pending.waiter.deliver(pending.ticket, Outcome::Unavailable);

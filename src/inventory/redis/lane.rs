@@ -219,8 +219,8 @@ impl Lane {
         self.connected.load(Ordering::Acquire)
     }
 
-    /// How many requests are not decided. From any thread, in a doubt or at the end alone: it takes the lock, so that
-    /// whoever has stopped the selling misses no request that was let through just before.
+    /// How many requests are not decided. From any thread, only on a suspected loss or at the end: it takes the lock, so that
+    /// a caller that has stopped the selling misses no request that was accepted just before.
     pub(super) fn undecided(&self) -> usize {
         let state = self.state.lock();
         state.pending.len() + state.flights.iter().map(InFlight::requests).sum::<usize>()
