@@ -164,8 +164,20 @@ fn a_connection_stays_on_its_worker() {
         assert_eq!(kinds, BTreeSet::from(["begin", "poll", "render", "session"]));
         used.extend(workers);
     }
-    assert_eq!(used, (0..CORES).map(Some).collect(), "both workers have connections");
     drop(steps);
+    // Client and server share this process' descriptors: connections may get every second number only. A descriptor between
+    // them shifts the next ones.
+    let mut spare = Vec::new();
+    while used != (0..CORES).map(Some).collect() {
+        assert!(spare.len() < 64, "only these workers get connections: {used:?}");
+        let client = {
+            let mut client = Client::new(address);
+            client.code(&format!("spare{}", spare.len()), "i");
+            client
+        };
+        spare.push((std::fs::File::open("/dev/null").unwrap(), client));
+        used.extend(recorded.steps.lock().unwrap().values().flatten().map(|(_, worker)| *worker));
+    }
 
     // One test for both, since a process starts its workers once.
     assert!(!lost_calls.load(Ordering::Acquire));
