@@ -7,6 +7,7 @@ use flashsale::domain::{HoldNumber, HoldRow, Id, Outcome, Record, RecordKind, Te
 use flashsale::inventory::memory::{Decision, MemorySale};
 use flashsale::inventory::redis::scripts::Refusal;
 use flashsale::keeper::merge::{HoldFacts, HoldMerge};
+use flashsale::keeper::sale_store::SaleStore;
 use std::collections::BTreeMap;
 
 /// The first hold number: none of these fits a double.
