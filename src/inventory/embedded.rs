@@ -119,15 +119,19 @@ impl Waiting {
         Waiting { view: Cache::new(view.clone()), requests: Vec::new(), sold_out: None }
     }
 
-    /// What can be said of `request` at `at` without deciding it.
-    fn refusal(&mut self, request: &Request, at: Instant) -> Option<Outcome> {
+    /// The refusal of `request` that needs no decision, if there is one. `clock` is read only while a sale is known to be
+    /// sold out.
+    fn refusal(&mut self, request: &Request, clock: impl FnOnce() -> Instant) -> Option<Outcome> {
         let view = self.view.load();
         if !view.selling {
             return Some(Outcome::Unavailable);
         }
         match request {
             Request::Checkout { .. } => {
-                let retry_ms = self.sold_out.and_then(|sold_out| sold_out.retry_ms(EMBEDDED_EPOCH, at));
+                let retry_ms = self.sold_out?.retry_ms(EMBEDDED_EPOCH, clock());
+                if retry_ms.is_none() {
+                    self.sold_out = None;
+                }
                 retry_ms.map(|retry_ms| Outcome::SoldOut { retry_ms })
             }
             Request::Purchase { hold } => view.check_code(hold.sale, wall_clock_ms()).err(),
@@ -286,7 +290,7 @@ impl Inventory for EmbeddedInventory {
         crate::worker::debug_assert_on(waiter.worker());
         let Some(queue) = self.queues.get(waiter.worker()) else { return Some(Outcome::Unavailable) };
         let mut waiting = queue.waiting.lock();
-        if let Some(refusal) = waiting.refusal(request, Instant::now()) {
+        if let Some(refusal) = waiting.refusal(request, Instant::now) {
             return Some(refusal);
         }
         waiting.requests.push(Pending { waiter: waiter.clone(), ticket, request: *request });
@@ -344,15 +348,15 @@ mod tests {
         let user = "u".parse().unwrap();
         let checkout = Request::Checkout { user, item: user };
         let purchase = Request::Purchase { hold: HoldKey { sale: SaleId(1), number: HoldNumber(1) } };
-        assert_eq!(waiting.refusal(&checkout, at), Some(Outcome::Unavailable), "nothing is sold yet");
+        assert_eq!(waiting.refusal(&checkout, || at), Some(Outcome::Unavailable), "nothing is sold yet");
         let ends_ms = wall_clock_ms() + 60_000;
         let sale = Terms { starts_ms: 1_000, ends_ms, ..TERMS };
         view.store(Arc::new(View { selling: true, sales: vec![sale], ..View::closed() }));
-        assert_eq!(waiting.refusal(&checkout, at), None);
+        assert_eq!(waiting.refusal(&checkout, || at), None);
         waiting.sold_out = Some(SoldOutCache::new(EMBEDDED_EPOCH, at, 0, 400));
-        assert_eq!(waiting.refusal(&checkout, at), Some(Outcome::SoldOut { retry_ms: 399 }));
-        assert_eq!(waiting.refusal(&purchase, at), None, "a hold can be redeemed all the same");
-        assert_eq!(waiting.refusal(&checkout, at + std::time::Duration::from_millis(399)), None);
+        assert_eq!(waiting.refusal(&checkout, || at), Some(Outcome::SoldOut { retry_ms: 399 }));
+        assert_eq!(waiting.refusal(&purchase, || at), None, "a hold can be redeemed all the same");
+        assert_eq!(waiting.refusal(&checkout, || at + std::time::Duration::from_millis(399)), None);
     }
 
     #[test]

@@ -28,7 +28,8 @@ impl Signals {
     /// # Errors
     /// Why it cannot, in a line.
     pub fn listen() -> Result<Signals, String> {
-        // A file that may not grow any more is a refusal like a full disk, not the end: a process that catches SIGXFSZ gets EFBIG from the write.
+        // A file that may not grow any more is a refusal like a full disk, not the end: a process that catches SIGXFSZ gets
+        // EFBIG from the write.
         let unread = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal_hook::consts::SIGXFSZ, unread).map_err(|e| format!("signals: {e}"))?;
         let mut ends = vec![SIGTERM, SIGINT, SIGQUIT];

@@ -36,7 +36,7 @@ pub(super) enum Failure {
     },
 }
 
-/// A [`Failure::Broken`] for those who do not know sessions.
+/// A [`Failure::Broken`] without its session: the source of the errors that the ledger returns.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
 struct PostgresError {
