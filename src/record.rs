@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// An answer that waits until the records it travels with are in the ledger.
 pub struct Ack {
     /// Who waits.
-    pub waiter: Arc<Waiter>,
+    pub waiter: Arc<Waiter<Outcome>>,
     /// For which of its requests.
     pub ticket: Ticket,
     /// The answer, once the ledger has the records.

@@ -39,7 +39,7 @@ pub struct Shop {
 
 /// The state that a connection keeps between its requests: the place where its answers arrive.
 pub struct Session {
-    waiter: Arc<Waiter>,
+    waiter: Arc<Waiter<Outcome>>,
 }
 
 /// An answer that is decided and not written yet.

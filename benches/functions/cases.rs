@@ -141,7 +141,7 @@ fn codes(cases: &mut Vec<Case>) {
 struct NoInventory;
 
 impl Inventory for NoInventory {
-    fn submit(&self, _waiter: &Arc<Waiter>, _ticket: Ticket, _request: &Request) -> Option<Outcome> {
+    fn submit(&self, _waiter: &Arc<Waiter<Outcome>>, _ticket: Ticket, _request: &Request) -> Option<Outcome> {
         None
     }
     fn tick(&self, _worker: usize) {}

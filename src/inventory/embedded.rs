@@ -93,7 +93,7 @@ pub struct Parts {
 }
 
 struct Pending {
-    waiter: Arc<Waiter>,
+    waiter: Arc<Waiter<Outcome>>,
     ticket: Ticket,
     request: Request,
 }
@@ -286,7 +286,7 @@ fn undo(sales: &mut [MemorySale], handoff: &Handoff) {
 }
 
 impl Inventory for EmbeddedInventory {
-    fn submit(&self, waiter: &Arc<Waiter>, ticket: Ticket, request: &Request) -> Option<Outcome> {
+    fn submit(&self, waiter: &Arc<Waiter<Outcome>>, ticket: Ticket, request: &Request) -> Option<Outcome> {
         crate::worker::debug_assert_on(waiter.worker());
         let Some(queue) = self.queues.get(waiter.worker()) else { return Some(Outcome::Unavailable) };
         let mut waiting = queue.waiting.lock();

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// [`written`](Inventory::written) are called on the worker that they are about; no call blocks.
 pub trait Inventory: Send + Sync + 'static {
     /// Decides now, or has the decision delivered to `waiter` later (`None`).
-    fn submit(&self, waiter: &Arc<Waiter>, ticket: Ticket, request: &Request) -> Option<Outcome>;
+    fn submit(&self, waiter: &Arc<Waiter<Outcome>>, ticket: Ticket, request: &Request) -> Option<Outcome>;
 
     /// Some time has passed: notice what is overdue.
     fn tick(&self, worker: usize);

@@ -1,6 +1,5 @@
-//! The cell in which a decision waits for the connection that asked.
+//! The cell in which an answer waits for the connection that asked.
 
-use crate::domain::Outcome;
 use may::io::WaitIoWaker;
 use parking_lot::Mutex;
 
@@ -8,22 +7,22 @@ use parking_lot::Mutex;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(u64);
 
-/// Where one connection waits for a decision. Used from its own worker alone, so its lock is never contended.
-pub struct Waiter {
+/// Where one connection waits for an answer of type `T`. Used from its own worker alone, so its lock is never contended.
+pub struct Waiter<T> {
     worker: usize,
     waker: WaitIoWaker,
-    cell: Mutex<Cell>,
+    cell: Mutex<Cell<T>>,
 }
 
-struct Cell {
+struct Cell<T> {
     ticket: u64,
-    outcome: Option<Outcome>,
+    answer: Option<T>,
 }
 
-impl Waiter {
+impl<T> Waiter<T> {
     /// A waiter on `worker` whose coroutine `waker` wakes.
-    pub fn new(worker: usize, waker: WaitIoWaker) -> Waiter {
-        Waiter { worker, waker, cell: Mutex::new(Cell { ticket: 0, outcome: None }) }
+    pub fn new(worker: usize, waker: WaitIoWaker) -> Waiter<T> {
+        Waiter { worker, waker, cell: Mutex::new(Cell { ticket: 0, answer: None }) }
     }
 
     /// The worker that it waits on.
@@ -31,33 +30,33 @@ impl Waiter {
         self.worker
     }
 
-    /// Begins to wait for one more decision.
+    /// Begins to wait for one more answer.
     pub fn begin(&self) -> Ticket {
         let mut cell = self.cell.lock();
         cell.ticket += 1;
-        cell.outcome = None;
+        cell.answer = None;
         Ticket(cell.ticket)
     }
 
-    /// Delivers the decision and wakes the connection; nothing happens if it waits for that ticket no more.
-    pub fn deliver(&self, ticket: Ticket, outcome: Outcome) {
+    /// Delivers the answer and wakes the connection; nothing happens if it waits for that ticket no more.
+    pub fn deliver(&self, ticket: Ticket, answer: T) {
         super::debug_assert_on(self.worker);
         let mut cell = self.cell.lock();
-        if cell.ticket == ticket.0 && cell.outcome.is_none() {
-            cell.outcome = Some(outcome);
+        if cell.ticket == ticket.0 && cell.answer.is_none() {
+            cell.answer = Some(answer);
             drop(cell);
             self.waker.wakeup();
         }
     }
 
-    /// Takes the decision if it is there.
-    pub fn take(&self) -> Option<Outcome> {
+    /// Takes the answer if it is there.
+    pub fn take(&self) -> Option<T> {
         let mut cell = self.cell.lock();
-        let outcome = cell.outcome.take();
-        if outcome.is_some() {
+        let answer = cell.answer.take();
+        if answer.is_some() {
             // No second answer for this ticket.
             cell.ticket += 1;
         }
-        outcome
+        answer
     }
 }

@@ -36,7 +36,7 @@ const CLOCK_TRUST: Duration = Duration::from_secs(1);
 /// A request on its way.
 #[derive(Clone)]
 pub(super) struct Pending {
-    pub(super) waiter: Arc<Waiter>,
+    pub(super) waiter: Arc<Waiter<Outcome>>,
     pub(super) ticket: Ticket,
     pub(super) request: Request,
     /// How often it was sent again after an answer that decided nothing.
@@ -167,7 +167,7 @@ impl Lane {
     }
 
     /// Decides what the worker knows by itself; anything else joins the next call.
-    pub(super) fn submit(&self, waiter: &Arc<Waiter>, ticket: Ticket, request: &Request) -> Option<Outcome> {
+    pub(super) fn submit(&self, waiter: &Arc<Waiter<Outcome>>, ticket: Ticket, request: &Request) -> Option<Outcome> {
         crate::worker::debug_assert_on(self.worker);
         let mut state = self.state.lock();
         let state = &mut *state;

@@ -80,7 +80,7 @@ impl RedisInventory {
 }
 
 impl Inventory for RedisInventory {
-    fn submit(&self, waiter: &Arc<Waiter>, ticket: Ticket, request: &Request) -> Option<Outcome> {
+    fn submit(&self, waiter: &Arc<Waiter<Outcome>>, ticket: Ticket, request: &Request) -> Option<Outcome> {
         match self.lanes.get(waiter.worker()) {
             Some(lane) => lane.submit(waiter, ticket, request),
             None => Some(Outcome::Unavailable),
