@@ -1,14 +1,16 @@
-//! Which sales there are.
+//! The calendar: which sale comes next, and which sales are planned ahead.
 //!
-//! Owns their order without gaps and overlaps. Refuses to know who opens them, and where they are sold.
+//! Owns the start and the end of each sale. Invariant: sales that are planned here do not overlap, and leave no gap after a
+//! sale that is on. Leaves to the two keepers when a sale is opened, and where it is sold.
 
 use crate::config::SaleSettings;
 use crate::domain::{SaleId, Terms};
 use crate::ledger::{Ledger, LedgerError, SaleRow};
 
-/// Sales that are opened ahead of the running one, so that an edge needs neither ledger nor luck.
+/// Sales that are opened ahead of the running one, so that the change to the next sale does not need the ledger.
 const MIN_AHEAD: usize = 2;
-/// With short sales, how far ahead is opened at least: a restart of the ledger takes less.
+/// With short sales, the last of those that are opened ahead ends at least this much later: a restart of the ledger takes
+/// less.
 const AHEAD_MS: u64 = 60_000;
 /// However short sales are, not more than this many ahead.
 const MAX_AHEAD: usize = 64;
@@ -19,7 +21,8 @@ const _: () = assert!(MIN_AHEAD <= MAX_AHEAD);
 /// gap, until far enough ahead. `None` if none is missing.
 ///
 /// Sales start at multiples of their length. Where the length was changed, the first sale of the new length is cut: it
-/// starts where the one before it ended. What lies further ahead, planned by a clock that was ahead, fills no gap before it.
+/// starts where the one before it ended. A sale that lies further ahead, planned by a clock that was ahead, does not change
+/// that: the gap before it is filled.
 pub fn next_terms(known: &[Terms], now_ms: u64, settings: &SaleSettings) -> Option<Terms> {
     let (mut from_ms, mut ahead) = (now_ms, 0);
     while let Some(terms) = known.iter().find(|terms| terms.is_on(from_ms)) {
@@ -43,7 +46,8 @@ pub fn next_terms(known: &[Terms], now_ms: u64, settings: &SaleSettings) -> Opti
     })
 }
 
-/// Plans what is missing in `rows` (all sales that have not ended, and the one that ended last) until far enough ahead.
+/// Plans the sales that are missing in `rows` (all sales that have not ended, and the one that ended last) until far enough
+/// ahead.
 pub fn plan_ahead<L: Ledger + ?Sized>(
     ledger: &mut L,
     rows: &mut Vec<SaleRow>,
@@ -121,7 +125,7 @@ mod tests {
         // Shorter than before, and not a divisor.
         check(&[(7200, 10800)], 7205, 60, (10800, 10860));
         check(&[(7200, 10800)], 7205, 7, (10800, 10801));
-        // A clock that was ahead has planned what is far away: the gap before it is filled, up to it.
+        // A clock that was ahead has planned a sale far away: the gap before it is filled, up to it.
         check(&[(36_000, 39_600), (39_600, 43_200)], 7205, 3600, (7200, 10800));
         check(&[(7200, 10800), (36_000, 39_600)], 7205, 3600, (10800, 14400));
         check(&[(7200, 10800), (12_000, 39_600)], 7205, 3600, (10800, 12_000));

@@ -8,11 +8,11 @@
 use crate::inventory::{CLOCK_TOLERANCE_MS, Clock};
 use std::time::{Duration, Instant};
 
-/// How long a jump ahead must last before it is followed. A correction of a clock that was behind is for ever, so that this
-/// only delays it; what ends sooner was a mistake.
+/// How long a jump ahead must last before it is followed. A clock that was behind and is corrected stays ahead, so it is
+/// followed after this time. A jump that ends sooner was an error of the clock.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-/// How far the workers' copy of the clock may be from the believed one, in milliseconds. The copy goes on by this machine's
-/// clock, and Redis' clock may be corrected in small steps.
+/// How far the clock in the workers' view may be from the believed one, in milliseconds, before the view gets a new reading.
+/// The view's clock goes on by this machine's clock, and Redis' clock may be corrected in small steps.
 const COPY_TOLERANCE_MS: u64 = 1_000;
 
 // The workers bound Redis' clock by their copy: an honest clock must not come near the bound.
@@ -23,7 +23,7 @@ pub(super) fn is_outdated(copy: &Clock, believed: &Clock, at: Instant) -> bool {
     copy.ms(at).abs_diff(believed.ms(at)) > COPY_TOLERANCE_MS
 }
 
-/// What is odd about a reading.
+/// A reading that is not as expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// The clock is ahead by so many milliseconds, and is not followed. Said once.

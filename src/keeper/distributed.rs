@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// The time between two rounds at least: a suspicion is looked into at once, but not more often than this.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// How long starting is tried when a server cannot be reached, or says why it cannot be used.
+/// How long starting is tried when Redis or the ledger cannot be reached or refuses.
 const CUT_OFF_WAIT: Duration = Duration::from_secs(4);
 /// How long starting is tried when both servers answer: rebuilding a large sale takes its time.
 const START_WAIT: Duration = Duration::from_secs(120);
@@ -68,7 +68,7 @@ pub struct Keeper {
     suspicions: Receiver<Suspicion>,
     lost_calls: LostCalls,
     own: Box<dyn OwnWork>,
-    /// Whether shoppers are served: while the instance starts they wait for the first opening alone.
+    /// Whether the instance serves shoppers. While it starts, it does only what the first opening needs.
     is_serving: bool,
     /// Whether the view shows that sales sell.
     selling: bool,
@@ -79,13 +79,14 @@ pub struct Keeper {
     maintenance: Maintenance,
     refusals: Refusals,
     milestones: Milestones,
+    /// When the log's lines on the sales' course were looked for last.
     followed: Option<Instant>,
     /// Why the last round failed, if it did.
     problem: Option<KeeperError>,
 }
 
 impl Keeper {
-    /// A keeper that has opened the running sale and those ahead. The error says what is in the way.
+    /// A keeper that has opened the running sale and those ahead. An error says why it cannot.
     pub fn start(parts: Parts) -> Result<Keeper, KeeperError> {
         let mut keeper = Keeper::connect(parts)?;
         keeper.servers.await_clocks()?;
@@ -142,7 +143,8 @@ impl Keeper {
         self.servers.now_ms().is_err() || self.servers.ledger.epoch().is_err()
     }
 
-    /// Watches over the sales until `stop` is closed or says so. `own` is the work of this instance from now on.
+    /// Watches over the sales until a message comes on `stop`, or until its sender is gone. `own` is the work of this
+    /// instance from now on.
     pub fn run(mut self, own: Box<dyn OwnWork>, stop: &Receiver<()>) {
         self.serve(own);
         loop {
@@ -200,20 +202,23 @@ impl Keeper {
         }
     }
 
+    /// Takes note of a worker's report. Where the next round finds out by itself what follows, the report is dropped.
     fn note(&mut self, suspicion: Suspicion) {
         let now = self.servers.now();
         let why = match suspicion {
             Suspicion::Refused(why) => return self.refusals.refused(now, &why),
-            // Redis' absence is no loss. Its state when it is back is looked at each round.
+            // Redis' absence is no loss. The report has only woken the keeper: each round looks at Redis' identity and at
+            // the states.
             Suspicion::Away(_) => return,
             // New connections lead to another Redis than the keeper's: it has to look at that one.
             Suspicion::Identity(_) => return self.servers.store.reconnect(),
-            // Of a sale that is not open any more, or of an epoch that has been left since.
+            // The sale is not open any more.
             Suspicion::State(sale, _) | Suspicion::Unreadable { sale, .. }
                 if !self.sales.is_asked_for(sale, self.servers.clock().ms(now)) =>
             {
                 return;
             }
+            // The state is of an epoch that this instance has left.
             Suspicion::Unreadable { epoch, .. } if epoch != self.membership.epoch.number => return,
             Suspicion::Unreadable { sale, epoch, why } => {
                 let why = format!("a script cannot read the state of {} in Redis: {why}", sale.named());
@@ -228,7 +233,7 @@ impl Keeper {
         self.recovery.suspect(why);
     }
 
-    /// Logs once what is wrong, and once that it is over.
+    /// Logs once that the work fails, and once that it succeeds again.
     fn report(&mut self, result: Result<(), KeeperError>) {
         match result {
             Ok(()) => {
@@ -236,7 +241,7 @@ impl Keeper {
                     tracing::info!("the keeper's work succeeds again; it failed last because: {problem}");
                 }
             }
-            // The refusal is logged, and what it prevents follows from it.
+            // The log says already that Redis refuses; this failure follows from that.
             Err(_) if self.refusals.is_on() => {}
             Err(problem) => {
                 if self.problem.is_none() {
@@ -257,10 +262,10 @@ impl Keeper {
         result
     }
 
-    /// Looks at Redis and at the ledger; settles a suspected loss; opens what is due. Selling goes on where the ledger is away, and
-    /// begins again as soon as no loss is suspected.
+    /// Looks at Redis and at the ledger; settles a suspected loss; opens the sales that are due. Selling goes on where the
+    /// ledger is away, and begins again as soon as no loss is suspected.
     fn do_round(&mut self) -> Result<(), KeeperError> {
-        // First, and also where Redis is away: the others may be closing the epoch, and wait for us to leave it.
+        // First, and also if Redis is away: another instance may be closing the epoch, and waits until this one has left it.
         let now = self.servers.now();
         let looked = if self.membership.begin_look(now) { self.look_at_ledger() } else { Ok(()) };
         let redis = owner::look(&mut self.servers);
@@ -285,7 +290,7 @@ impl Keeper {
                 self.membership.drain_and_leave(&mut self.servers, &*self.own)?;
             }
         }
-        // A recovery has claimed the database.
+        // `found` is older than the recovery, which has claimed the database.
         let found = redis?.owner;
         let owner = if is_suspected { Owner::Ours } else { found };
         self.servers.look_at_clock()?;
@@ -294,6 +299,7 @@ impl Keeper {
             self.resume_selling()?;
         }
         self.follow_sales()?;
+        // All that follows needs the ledger. What stands above does not, so selling goes on without it.
         looked?;
         if self.sales.is_due(self.servers.now()) {
             let done = self.sales.open_due(&mut self.servers, &mut self.membership, &owner)?;
@@ -310,7 +316,7 @@ impl Keeper {
         self.own.counters().away.store(looked.is_err(), Ordering::Relaxed);
         self.membership.note_outage(self.servers.now(), &looked);
         if looked.is_err() {
-            // Its records may have found no room meanwhile.
+            // Records may find no room on their way to it meanwhile.
             self.maintenance.hurry();
         }
         looked
@@ -373,7 +379,8 @@ impl Keeper {
         let now = self.servers.now();
         self.recovery.attempted(now, done.is_ok());
         done?;
-        // What the workers found odd until now is settled with it. What still is odd, they find again.
+        // The suspicions until now are settled with it. If something is still not as it should be, the workers report it
+        // again.
         while self.suspicions.try_recv().is_ok() {}
         let took = now.saturating_duration_since(begun);
         let (sales, epoch) = (self.sales.open().len(), self.membership.epoch.number);
@@ -387,7 +394,7 @@ impl Keeper {
         if may_sell && !self.selling { self.publish(true) } else { Ok(()) }
     }
 
-    /// Shows the workers what is open.
+    /// Shows the workers the open sales, and whether these sell.
     fn publish(&mut self, selling: bool) -> Result<(), KeeperError> {
         let now_ms = self.servers.now_ms()?;
         self.sales.drop_ended(now_ms);
@@ -409,7 +416,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Logs what is new of the sales that are on.
+    /// Logs the milestones of the sales that are on.
     fn follow_sales(&mut self) -> Result<(), KeeperError> {
         let now = self.servers.now();
         if is_due(self.followed, now, milestones::LOOK_EVERY) {
@@ -422,7 +429,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Places late records, and does what is due of the regular work.
+    /// Places late records, and does the regular work that is due.
     fn maintain(&mut self) -> Result<(), KeeperError> {
         let present = Present {
             open: self.sales.open(),

@@ -1,6 +1,7 @@
 //! The keeper of a process that runs by itself: it opens sales in memory from the rows of its own ledger.
 //!
-//! Owns the list of open sales. Invariant: a sale that is in the list holds all that the ledger has of it.
+//! Owns opening, and the view of this process. Invariant: a sale that is open holds all that the ledger has of it. Leaves
+//! decisions and their undoing to the inventory, and planning to `calendar`.
 
 use super::calendar::{is_by, next_terms, other_settings, plan_ahead};
 use super::milestones::Milestones;
@@ -34,7 +35,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// A keeper that has opened the running sale and those ahead. `recorder` is the way of what is decided to the ledger.
+    /// A keeper that has opened the running sale and those ahead. `recorder` hands decided records to the ledger's writer.
     pub fn start(
         ledger: Box<dyn Ledger>,
         settings: SaleSettings,
@@ -48,7 +49,7 @@ impl Keeper {
         Ok(keeper)
     }
 
-    /// Opens what is due until `stop` is closed.
+    /// Opens the sales that are due, until a message comes on `stop` or its sender is gone.
     pub fn run(mut self, stop: &Receiver<()>) {
         while stop.recv_timeout(POLL_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             match self.round() {
@@ -76,7 +77,7 @@ impl Keeper {
         }
         let opened = self.open_due(now_ms, &open);
         self.sales.forget(now_ms.saturating_sub(ENDED_KEPT_MS));
-        // Also where only some of them could be opened: the view is what is open.
+        // Also if only some of them could be opened: the view has the open ones.
         self.view.store(Arc::new(View {
             epoch: EMBEDDED_EPOCH,
             selling: true,
@@ -104,7 +105,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// The sales that the ledger has, up to those far enough ahead: what is missing of them is planned.
+    /// The sales that the ledger has, up to those far enough ahead. Plans those that are missing.
     fn due(&mut self, now_ms: u64) -> Result<Vec<SaleRow>, LedgerError> {
         let mut rows = self.ledger.sales(now_ms.saturating_sub(self.settings.sale_ms.max(ENDED_KEPT_MS)))?;
         if self.sales.terms().is_empty() {

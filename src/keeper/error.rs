@@ -1,6 +1,7 @@
 //! Why work of the keeper did not get done.
 //!
-//! Owns the distinctions that the keeper acts on. Leaves the words of a server's own error to the module that asked it.
+//! Owns the distinctions that the keeper acts on. Invariant: each error reads as the reason in a line of the log. Leaves the
+//! words of a server's own error to the module that asked it.
 
 use crate::ledger::LedgerError;
 
@@ -37,7 +38,7 @@ pub enum KeeperError {
     Unusable {
         /// The setting that names the server.
         setting: &'static str,
-        /// What is wrong, in words for the operator.
+        /// The problem, in words for the operator.
         why: String,
     },
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 /// Records that are offered in one round trip: the link to Redis may be a slow one, and the instance does not sell before its
 /// late records are placed.
 const TRIP: usize = 4_000;
-/// How long the openers' lock is kept for records of ended sales, or for such that cannot be placed: the others need it.
+/// How long the openers' lock is kept for records of ended sales, or while records cannot be placed: other instances need it.
 const TURN: Duration = Duration::from_millis(500);
 /// Records that are written at once, about: a batch of this size costs half as much a row as one of a thousand rows.
 const BATCH: usize = 10_000;
@@ -74,8 +74,8 @@ impl LateRecords {
         self.place(servers, present, false)
     }
 
-    /// Places late records, under the openers' lock: those of the open sales, and of the `ended` ones too, as far as they get within
-    /// [`TURN`].
+    /// Places late records, under the openers' lock: those of the open sales and, with `ended`, those of ended sales, as
+    /// many as get their turn within [`TURN`].
     fn place(&mut self, servers: &mut Servers, present: &Present<'_>, ended: bool) -> Result<(), KeeperError> {
         let begun = servers.now();
         let is_over = |servers: &Servers| servers.now().saturating_duration_since(begun) > TURN;
@@ -88,8 +88,8 @@ impl LateRecords {
                 self.late.push_back(records);
                 continue;
             }
-            // They stay if this fails; a repetition finds what was placed already and changes nothing. One sale's failure
-            // keeps no other's waiting.
+            // If this fails, the records stay for a later round, which finds those that were placed and leaves them as they
+            // are. The records of other sales do not wait for that.
             if let Err(why) = place_batch(servers, present, &records, &mut sold) {
                 self.late.push_back(records);
                 failed = failed.and(Err(why));
@@ -106,7 +106,7 @@ impl LateRecords {
         failed
     }
 
-    /// Puts late records to those of the same sale and epoch: they come in many small batches.
+    /// Appends `records` to those of the same sale and epoch: late records come in many small batches.
     fn take_in(&mut self, records: &Records) {
         let alike =
             |other: &&mut Records| (other.sale, other.epoch) == (records.sale, records.epoch) && other.len() < BATCH;

@@ -22,12 +22,13 @@ const COMPARE_EVERY: Duration = Duration::from_secs(5);
 /// How often they are compared while records may have no other way into the ledger: their instance is dead, or lost the
 /// replies that told of them.
 const COMPARE_QUICKLY: Duration = Duration::from_secs(1);
-/// For how long they are. Redis may have executed a call after its instance gave it up, and two comparisons make one.
+/// How long the comparisons stay quick. Redis may execute a call after its instance has given it up, and missing rows are
+/// found only by a second comparison: the first one notes Redis' counts.
 const QUICK_FOR: Duration = Duration::from_secs(4);
 /// How often the sales that have ended are looked for, among all keys in Redis: what still has keys is found, however long
 /// no instance was there.
 const SWEEP_EVERY: Duration = Duration::from_secs(15);
-/// After an outage or an overflow it does not wait that long, but this long: they come in series.
+/// The least time between two comparisons that an outage or an overflow causes: such events come in series.
 const HURRY: Duration = Duration::from_secs(1);
 /// After an outage or an overflow, only records older than this are reconciled: the writers are busy with the others.
 const SETTLED_MS: u64 = 5_000;
@@ -38,22 +39,27 @@ const CLEAR_AFTER_MS: u64 = 75_000;
 const _: () = assert!(CLEAR_AFTER_MS > 2 * SETTLED_MS);
 // A record that is decided at the last moment is seen by one comparison, and found missing by the next.
 const _: () = assert!(QUICK_FOR.as_millis() > 3 * COMPARE_QUICKLY.as_millis());
-// No instance asks for a sale any more whose keys are gone: that would look like a loss.
+// A sale's keys are removed only when no instance asks for the sale any more: a missing state would look like a loss.
 const _: () = assert!(CLEAR_AFTER_MS >= ENDED_KEPT_MS + 10_000);
 
 /// The regular work of one instance.
 #[derive(Default)]
 pub(super) struct Maintenance {
+    /// When the open sales were compared last.
     compared: Option<Instant>,
+    /// When the ended sales were looked for last.
     swept: Option<Instant>,
     /// What Redis had of each sale at the last comparison, and when: by the next one the ledger should have it.
     seen: HashMap<SaleId, (Instant, Counts)>,
     /// Up to which moment (unix milliseconds) the ledger was found to have all of a sale.
     confirmed: HashMap<SaleId, u64>,
+    /// How many records had overflowed when that was looked at last.
     overflowed: u64,
     /// How many had overflowed at the last comparison.
     overflowed_then: u64,
+    /// Whether the next comparison is a thorough one, see [`Maintenance::is_lacking`].
     hurried: bool,
+    /// Until when comparisons are quick.
     quick_until: Option<Instant>,
     /// The sessions of the members of an epoch, when they were looked at last.
     members: (u64, Vec<i32>),
@@ -61,7 +67,7 @@ pub(super) struct Maintenance {
 }
 
 impl Maintenance {
-    /// Many records may be missing: the next comparison is a thorough one, and comes soon.
+    /// Many records may be missing: the next comparison comes soon, and is a thorough one, by the counts that Redis has then.
     pub(super) fn hurry(&mut self) {
         self.hurried = true;
     }
@@ -96,7 +102,7 @@ impl Maintenance {
         self.reconciliation.give_up(servers);
     }
 
-    /// Does what is due.
+    /// Does the work that is due.
     pub(super) fn run(&mut self, servers: &mut Servers, present: &Present<'_>) -> Result<(), KeeperError> {
         self.look_at_overflow(present.counters);
         if self.reconciliation.is_busy() {
@@ -177,7 +183,7 @@ impl Maintenance {
         if is_first && !thorough {
             return Ok(None);
         }
-        // Up to the same moment: what was written since must not hide what is missing of it.
+        // Up to the same moment: rows of later decisions must not hide missing ones.
         let (taken, purchased) = servers.ledger.counts(sale, known.upto_ms)?;
         if known.taken > taken || known.purchased > purchased {
             return Ok(Some(known.upto_ms));

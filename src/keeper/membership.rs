@@ -28,6 +28,7 @@ pub(super) struct Membership {
     pub epoch: Epoch,
     /// When the ledger last did not answer, or had lost this instance's session.
     away: Option<Instant>,
+    /// When the ledger was asked for the epoch last.
     looked: Option<Instant>,
 }
 
@@ -81,11 +82,13 @@ impl Membership {
         })
     }
 
-    /// Joins the epoch again where the session is gone, with Postgres or without it. Never where a loss is suspected, since an opener
-    /// waits for the members.
+    /// Joins the epoch again if the session of its lock has ended, alone or because Postgres was restarted. Not to be called
+    /// while a loss is suspected: an opener would wait for this instance.
     pub(super) fn renew(&mut self, servers: &mut Servers, selling: bool) -> Result<(), KeeperError> {
         if self.is_open() && !servers.ledger.is_member() {
-            // Redis fences this instance meanwhile: an opener closes the states there first.
+            // While this instance has no lock, an opener does not wait for it; but the opener closes the states in Redis
+            // first, and then Redis refuses its calls. The other instances may have lost their locks too, so the ledger
+            // counts as away.
             if selling {
                 self.away = self.looked;
             }
@@ -94,8 +97,8 @@ impl Membership {
         Ok(())
     }
 
-    /// Becomes a member of the epoch, if it still is the one in force. No member of any if that fails: an opener would wait for this
-    /// instance.
+    /// Becomes a member of the epoch, if it still is the one in force. If that fails, it is a member of no epoch: an opener
+    /// would wait for it.
     pub(super) fn join(&mut self, servers: &mut Servers) -> Result<(), KeeperError> {
         self.try_join(servers).inspect_err(|_| {
             let _ = servers.ledger.leave();
@@ -104,7 +107,8 @@ impl Membership {
 
     fn try_join(&mut self, servers: &mut Servers) -> Result<(), KeeperError> {
         servers.ledger.join(self.epoch.number)?;
-        // An opener that was frozen may come back long after others went on: it must not sell by what it has opened.
+        // An opener that was frozen may go on after another instance has raised the epoch: it must not sell under the epoch
+        // that it opened.
         let current = servers.ledger.epoch()?;
         if current == self.epoch {
             return Ok(());
@@ -131,7 +135,7 @@ pub(super) fn drain(servers: &Servers, own: &dyn OwnWork) {
 /// Waits until `until` that the writer is done with all that it was given.
 pub(super) fn flush(own: &dyn OwnWork, until: Instant) {
     if !own.flush(until) {
-        // In each round of an outage, of which the writer has told.
+        // At debug level, since an outage brings this in each round; the writer has logged the outage.
         tracing::debug!("records of this instance are not written yet; they are offered again afterwards");
     }
 }

@@ -24,7 +24,7 @@ struct Course {
 }
 
 impl Milestones {
-    /// Says what is new at `now_ms` of the sales in `open`. `progress` looks one up, if it can.
+    /// Logs the milestones that the sales in `open` have reached by `now_ms`. `progress` looks one up, if it can.
     pub(super) fn follow(&mut self, now_ms: u64, open: &[Terms], progress: &mut dyn FnMut(&Terms) -> Option<Progress>) {
         for terms in open.iter().filter(|terms| terms.is_on(now_ms)) {
             if !self.0.iter().any(|course| course.terms.sale == terms.sale) {

@@ -64,7 +64,7 @@ impl OpenSales {
         self.open.iter().any(|terms| terms.sale == sale && terms.ends_ms + ENDED_KEPT_MS > now_ms)
     }
 
-    /// Whether it is time to open what is due.
+    /// Whether it is time to look for sales that are to be opened.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         is_due(self.opened, now, OPEN_EVERY)
     }
@@ -96,7 +96,8 @@ impl OpenSales {
                 missing |= !row.opened || !self.adopt(servers, epoch, &row.terms)?;
             }
         }
-        // Those that have just ended, for the codes that are still asked for. One whose state is gone is not missed.
+        // Those that have just ended, for the codes that are still asked for. If the state of one of them is gone, nothing
+        // follows.
         let ended =
             |row: &&SaleRow| row.opened && (row.terms.ends_ms..row.terms.ends_ms + ENDED_KEPT_MS).contains(&now_ms);
         for row in rows.iter().filter(ended) {
@@ -155,7 +156,7 @@ impl OpenSales {
         }
         let epoch = membership.epoch.number;
         for row in rows.iter().filter(|row| row.terms.ends_ms > now_ms) {
-            // The ledger's terms come to Redis here, whichever instance changed them and whatever has become of it.
+            // The ledger's terms come to Redis here, also if the instance that changed them has died.
             if row.opened && row.terms.starts_ms > now_ms && !servers.store.has_terms(&row.terms)? {
                 let latest_ms = servers.latest_ms();
                 servers.store.replan(&row.terms, epoch, latest_ms)?;
@@ -184,7 +185,7 @@ impl OpenSales {
         let rows = self.rows(servers, now_ms)?;
         if current.identity.is_empty() {
             if rows.iter().any(|row| row.opened && row.terms.ends_ms > now_ms) {
-                // The instance that raised the epoch has not come to opening it.
+                // The instance that raised the epoch lost the openers' lock before it opened the epoch.
                 return Err(KeeperError::SuspectedLoss("the epoch was raised but not opened".into()));
             }
             let identity = owner::look(servers)?.identity;
@@ -206,14 +207,16 @@ impl OpenSales {
             if self.adopt(servers, epoch, &terms)? {
                 return Ok(());
             }
-            // In a sale that has not begun no instance can have sold: the one that noted it died before it put the state in place.
-            // The time is asked for after its state was not found: it may have begun since this round did.
+            // No instance has sold anything in a sale that has not begun. The instance that marked it as opened died before
+            // it put the state in place. The time is asked for after its state was not found: it may have begun since this
+            // round did.
             let missing = servers.store.condition(terms.sale, 0)? == Condition::Missing;
             if !missing || terms.starts_ms <= servers.now_ms()? {
                 return look_at_state(servers, epoch, &terms, now_ms).map(drop);
             }
         } else {
-            // Noted first: if this process dies in between, the next one finds a loss and rebuilds from no rows.
+            // Marked first: if this process dies before the state is in place, another instance finds the state missing and
+            // builds it.
             servers.ledger.mark_opened(terms.sale)?;
         }
         let built = rebuild(servers, &terms, epoch)?;

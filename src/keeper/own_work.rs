@@ -1,6 +1,7 @@
 //! What this instance itself has under way: requests that are not decided, and records that are not written.
 //!
-//! Owns the trait through which the keeper waits for both before it leaves an epoch. Leaves deciding to the inventory and writing
+//! Owns the trait through which the keeper waits for both before it leaves an epoch. Invariant: a wait ends at the
+//! moment that the caller names, whatever the servers do. Leaves deciding to the inventory and writing
 //! to the ledger's writer.
 
 use crate::inventory::Inventory;
@@ -24,7 +25,7 @@ pub trait OwnWork: Send {
 /// The work of this process.
 pub struct LocalWork {
     recorder: Arc<Recorder>,
-    /// Who decides, and on how many workers. `None` before the instance serves.
+    /// The inventory, and its number of workers. `None` before the instance serves.
     inventory: Option<(Arc<dyn Inventory>, usize)>,
 }
 

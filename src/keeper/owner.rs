@@ -1,9 +1,9 @@
 //! Whose sales a Redis database holds.
 //!
-//! A key names the ledger that the database belongs to, and each state names the ledger that it was built for. Invariants: an
-//! instance neither sells from, nor reads, nor replaces what belongs to another ledger; a database that names no ledger is
-//! claimed under the openers' lock, and only if the states in it are this ledger's. Leaves to the operator to give a database
-//! to another ledger: no instance does that by itself.
+//! Owns the check of that, and the claim of a database. A key names the ledger that the database belongs to, and each state
+//! names the ledger that it was built for. Invariants: an instance neither sells from, nor reads, nor replaces what belongs
+//! to another ledger; a database that names no ledger is claimed under the openers' lock, and only if the states in it are
+//! this ledger's. Leaves to the operator to give a database to another ledger: no instance does that by itself.
 
 use super::error::KeeperError;
 use super::merge::HoldFacts;

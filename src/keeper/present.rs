@@ -1,13 +1,14 @@
 //! What this instance sells at present.
 //!
-//! Owns the view of it that regular work and late records share. Leaves to its owners how any of it changes.
+//! Owns the list of the parts of the keeper that regular work and late records may read. Invariant: it is borrowed for one
+//! piece of work. Leaves the parts to their owners.
 
 use crate::domain::Terms;
 use crate::inventory::Suspicion;
 use crate::record::Counters;
 use crossbeam_channel::Receiver;
 
-/// What is open, and what is known of this instance's work.
+/// The open sales, and the state of this instance's work.
 #[derive(Clone, Copy)]
 pub(super) struct Present<'a> {
     /// The open sales, by their start.

@@ -1,4 +1,4 @@
-//! Recovery: what is done about a suspected loss.
+//! Recovery from a suspected loss.
 //!
 //! Owns the suspicion, the time of the next attempt, and the order of the steps that settle it: the instance adopts what another one
 //! has opened, or raises the epoch and rebuilds. Invariants: between closing and opening, no instance sells; what is opened holds
@@ -27,8 +27,9 @@ const LOCK_WAIT: Duration = Duration::from_secs(3);
 /// How long the other instances may take to stop, write what they have and leave the old epoch. Postgres releases a dead one's
 /// locks; what a slow one still has is offered to Redis afterwards.
 const DRAIN_WAIT: Duration = Duration::from_secs(2);
-/// How long the others are given where their locks say nothing, since the ledger was away a moment ago: they hear of the closing,
-/// and write what the outage has left with them.
+/// How long an opener waits for the other instances if the ledger was away a moment ago: the ledger may have lost their
+/// locks, so nothing shows whether they have left. In this time they hear of the closing and write the records that they
+/// could not write in the outage.
 const BLIND_WAIT: Duration = Duration::from_millis(1_200);
 /// How long a transaction that was begun before the epoch was raised may take to commit.
 const COMMIT_WAIT: Duration = Duration::from_millis(500);
@@ -57,8 +58,8 @@ impl Recovery {
         self.suspected.get_or_insert(why);
     }
 
-    /// A script of `epoch` could not read a state: only a rebuild mends that. One that was tried a moment ago has not, and no sale
-    /// would sell during another one.
+    /// A script of `epoch` could not read a state, which only a rebuild mends. If a rebuild for this reason began less than
+    /// [`UNREADABLE_PAUSE`] ago, it has not helped, and another one would only stop the sales again: nothing is done then.
     pub(super) fn suspect_unreadable(&mut self, now: Instant, epoch: u64, why: String) {
         if self.unreadable.is_none_or(|(_, found)| now.saturating_duration_since(found) >= UNREADABLE_PAUSE) {
             self.unreadable = Some((epoch, now));
@@ -76,7 +77,7 @@ impl Recovery {
         self.suspected.as_deref()
     }
 
-    /// Fails if the next attempt is not due yet.
+    /// Fails with [`KeeperError::NotSettled`] if the next attempt is not due yet.
     pub(super) fn check_due(&self, now: Instant) -> Result<(), KeeperError> {
         match (&self.suspected, self.retry) {
             (Some(why), Some((failed, wait))) if now.saturating_duration_since(failed) < wait => {
@@ -195,7 +196,8 @@ impl Attempt<'_> {
         }
         self.membership.epoch = Epoch { number: epoch, identity: identity.to_owned() };
         self.sales.replace(opened.to_vec());
-        // What this instance still had comes before any instance sells: without the identity, none adopts the epoch.
+        // The late records of this instance are placed before any instance sells: while the row has no identity, none adopts
+        // the epoch.
         self.place_own(servers);
         Ok(servers.ledger.set_identity(epoch, identity)?)
     }
@@ -209,7 +211,7 @@ impl Attempt<'_> {
         for terms in opened {
             servers.store.close(terms, epoch)?;
         }
-        // What one of this instance's workers had just sent when selling stopped.
+        // A worker may have sent a call just before it saw that selling has stopped: its records are written too.
         servers.still_opening()?;
         membership::drain(servers, self.own);
         servers.still_opening()?;
@@ -237,7 +239,7 @@ fn open_anew(
     built: &mut Vec<Built>,
 ) -> Result<(), KeeperError> {
     for terms in opened {
-        // A small sale gives no other sign of life.
+        // Each sale keeps the openers' lock alive by this, also a small one, whose rebuild ends before `alive` is due.
         servers.still_opening()?;
         built.push(rebuild_closed(servers, terms, epoch)?);
     }

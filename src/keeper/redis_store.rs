@@ -1,7 +1,8 @@
 //! [`SaleStore`] on Redis: the keeper's calls, each with its commands and its reply.
 //!
-//! Invariant: a call whose reply cannot be read is an error, never a guess. Leaves the connection and the scanning of keys to
-//! [`super::store`], and building and opening a state to [`super::build`].
+//! Owns which commands each call of the trait sends. Invariant: a call whose reply cannot be read is an error, never a
+//! guess. Leaves the connection and the scanning of keys to [`super::store`], and building and opening a state to
+//! [`super::build`].
 
 use super::error::KeeperError;
 use super::merge::RebuiltSale;
@@ -64,7 +65,7 @@ impl SaleStore for Store {
         let mut pipe = Pipeline::new();
         pipe.cmd("INFO").arg("server").arg("replication").cmd("GET").arg(OWNER_KEY);
         let (info, owner): (String, Option<String>) = match self.run(|connection| pipe.query(connection)) {
-            // No instance has written that: the next claim replaces it.
+            // The owner's key has another type, which no instance writes: the next claim replaces it.
             Err(KeeperError::Redis(why)) if why.contains("WRONGTYPE") => {
                 (self.ask(cmd("INFO").arg("server").arg("replication"))?, None)
             }

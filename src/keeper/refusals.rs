@@ -17,7 +17,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// The same while Redis refuses.
 const PROBE_REFUSING: Duration = Duration::from_millis(500);
 
-/// What is known of Redis' refusals.
+/// Redis' refusals, as far as they are known.
 pub(super) struct Refusals {
     outage: Outage,
     probed: Option<Instant>,
@@ -44,7 +44,7 @@ impl Refusals {
         self.outage.is_on()
     }
 
-    /// Something failed that Redis answered: whether it refuses writes is to be found out now.
+    /// A round failed although Redis answers: the next [`Refusals::look`] tries at once whether it refuses writes.
     pub(super) fn probe_now(&mut self) {
         if !self.is_on() {
             self.probed = None;

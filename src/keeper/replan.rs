@@ -1,9 +1,9 @@
 //! Changed settings: sales that were opened ahead and have not begun take them.
 //!
-//! Owns when this instance's settings are applied: once, when it starts, under the openers' lock. Invariants: the ledger has the
-//! new terms before Redis; a state whose terms are not the ledger's gets them before it begins, from whichever instance sees
-//! it first; the instance that started last has its way, and the others go on with its settings. Leaves the times of sales as
-//! they were planned, and the terms of a sale that has begun for ever.
+//! Owns when this instance's settings are applied: once, when it starts, under the openers' lock. Invariants: the ledger has
+//! the new terms before Redis; a state whose terms are not the ledger's gets them before it begins, from whichever instance
+//! sees it first; the settings of the instance that started last count, and the others plan by them. Leaves start and end of
+//! a sale as they were planned, and all terms of a sale that has begun.
 
 use crate::config::SaleSettings;
 use crate::domain::Terms;

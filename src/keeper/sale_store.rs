@@ -1,8 +1,9 @@
 //! Redis as the keeper sees it.
 //!
-//! Owns the trait, so that the protocol of opening and recovery runs against a fake as well. Invariant of every implementation: a
-//! call is atomic, changes nothing under an epoch that is not in force in the state, and fails with [`KeeperError::Redis`] where it
-//! may not have been executed. Leaves to the keeper when anything of it happens.
+//! Owns the trait, so that the protocol of opening and recovery runs against a fake as well. Invariant of every
+//! implementation: unless a call's text says otherwise, it is atomic, changes nothing under an epoch that is not in force in
+//! the state, and fails with [`KeeperError::Redis`] where it may not have been executed. Leaves to the keeper when anything
+//! of it happens.
 
 use super::error::KeeperError;
 use super::merge::{HoldFacts, RebuiltSale};
@@ -40,7 +41,7 @@ pub trait SaleStore: Send {
     /// Names this ledger as the owner of the database, unless another one is named there.
     fn take_ownership(&mut self) -> Result<(), KeeperError>;
 
-    /// All states, whosever they are.
+    /// All states, those of other ledgers too.
     fn states(&mut self) -> Result<Vec<FoundState>, KeeperError>;
 
     /// What the state of `sale` is like for a caller that sells under `epoch`.

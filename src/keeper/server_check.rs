@@ -1,7 +1,8 @@
 //! Whether a Redis can be relied on, by what its INFO says: pure.
 //!
-//! Asks for nothing but INFO, since many operators and hosters forbid CONFIG. A field that INFO does not show is taken to be
-//! as it should. Leaves asking and reporting to the store.
+//! Owns the reasons for which a Redis is refused, or warned of. Invariant: it uses nothing but INFO, since many operators and
+//! hosters forbid CONFIG; a field that INFO does not show is taken to be as it should. Leaves asking and reporting to the
+//! store.
 
 use crate::inventory::identity;
 

@@ -1,7 +1,7 @@
 //! The two servers that the keeper works with, and the clocks.
 //!
-//! Owns the ways to the ledger and to Redis, the checked clock of Redis, and the use of the openers' lock. Invariant: the lock is
-//! released when the work that was done under it ends, however it ends. Leaves to the other files what is asked of the servers.
+//! Owns the ways to the ledger and to Redis, the checked clock of Redis, and the use of the openers' lock. Invariant: the
+//! lock is released when the work that was done under it ends, however it ends. Leaves the calls to the other files.
 
 use super::clock::{CheckedClock, PATIENCE};
 use super::error::KeeperError;
@@ -105,8 +105,8 @@ impl Servers {
         self.clock().ms(self.now()).saturating_add(CLOCK_TOLERANCE_MS)
     }
 
-    /// Runs `work` under the lock that only one instance has, which is waited for at most `wait`. `Ok(false)` if another instance
-    /// has it. An `urgent` caller is given way by work that can wait: see [`super::late_records`].
+    /// Runs `work` under the lock that only one instance has, which is waited for at most `wait`. `Ok(false)` if another
+    /// instance has it. Work that can wait releases the lock for an `urgent` caller: see [`super::late_records`].
     pub(super) fn locked(
         &mut self,
         wait: Duration,

@@ -1,4 +1,4 @@
-//! The keeper's way to Redis, for plain threads: its connection, and the scanning of keys and holds.
+//! The keeper's connection to Redis, for plain threads, and the scanning of keys and holds.
 //!
 //! Owns the connection. Invariant: a connection on which a call failed is not used again. Leaves the single calls to
 //! [`super::redis_store`], and deciding when to call to the keeper.
@@ -29,7 +29,7 @@ pub(super) fn words(reply: &[u8]) -> String {
 /// A connection that was not used for this long is tried first: the shortest `timeout` of Redis is a second.
 const IDLE: Duration = Duration::from_millis(500);
 
-/// The keeper's way to Redis. A connection that failed is made anew on the next call.
+/// The keeper's connection to Redis. One that failed is made anew on the next call.
 pub struct Store {
     pub(super) target: Arc<RedisEndpoint>,
     timeout: Duration,
@@ -47,7 +47,7 @@ impl Store {
     }
 
     pub(super) fn run<T>(&mut self, work: impl FnOnce(&mut Connection) -> RedisResult<T>) -> Result<T, KeeperError> {
-        // Redis may have ended a connection that was idle (`timeout`): that is found out by a call that changes nothing.
+        // Redis may have ended a connection that was idle (`timeout`). TIME shows that, and changes nothing.
         if self.used.elapsed() > IDLE
             && let Some(connection) = &mut self.connection
             && cmd("TIME").exec(connection).is_err()
@@ -73,7 +73,7 @@ impl Store {
         self.run(|connection| command.query(connection))
     }
 
-    /// The sales that have a state in Redis, whosever it is.
+    /// The sales that have a state in Redis, those of other ledgers too.
     pub(super) fn sales_with_states(&mut self) -> Result<Vec<SaleId>, KeeperError> {
         let (mut cursor, mut found) = (0u64, Vec::new());
         loop {

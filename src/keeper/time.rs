@@ -1,7 +1,8 @@
 //! The time that the keeper waits by.
 //!
-//! Owns the trait through which the keeper reads the machine's monotonic clock and waits, so that a test can put a virtual clock in
-//! its place. Leaves to [`super::clock`] what Redis' clock shows.
+//! Owns the trait through which the keeper reads the machine's monotonic clock and waits, so that a test can put a virtual
+//! clock in its place. Invariant of each implementation: the time does not go back. Leaves to [`super::clock`] what Redis'
+//! clock shows.
 
 use std::time::{Duration, Instant};
 
