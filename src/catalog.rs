@@ -1,7 +1,7 @@
 //! What a shopper sees of an item: its name and its picture.
 //!
 //! Owns where they come from: made from the id, or the operator's file. Invariants: an item's fields never change while
-//! the process runs; what is written is valid JSON that is also safe inside HTML; a file is read once, and any error in it
+//! the process runs; the JSON that is written is valid, and also safe inside HTML; a file is read once, and any error in it
 //! stops the start. An item that is not listed has a name and a picture all the same, since a shopper may have bought it
 //! before the list was changed. Leaves stock and sales to others.
 

@@ -1,9 +1,9 @@
 //! One-time codes: minting and opening, and the numbers of the holds that they name.
 //!
-//! A code is one AES-128 block (FIPS 197) over the sale, the hold's number and check bits, written as 32 hex digits.
-//! Invariant: without the key a code can be neither guessed nor forged. The 32 check bits refuse a forged block without a
-//! look-up; the one in 2^32 that passes them names no hold. Leaves the key's place to the ledger, and holds to the
-//! inventory.
+//! Owns the form of a code and of a hold's number. A code is one AES-128 block (FIPS 197) over the sale, the hold's number
+//! and check bits, written as 32 hex digits. Invariant: without the key a code can be neither guessed nor forged. The 32
+//! check bits refuse a forged block without a look-up; the one in 2^32 that passes them names no hold. Leaves the key's
+//! place to the ledger, and holds to the inventory.
 
 use crate::domain::{HoldKey, HoldNumber, SaleId};
 use aes::Aes128;
@@ -34,8 +34,8 @@ pub const MAX_COUNTER: u64 = (1 << COUNTER_BITS) - 1;
 /// The greatest id of a sale whose codes fit a block.
 pub const MAX_SALE: u64 = (1 << SALE_BITS) - 1;
 
-/// A new key for codes, from the operating system: a code is worth no more than its key is hard to guess. Fails where the system
-/// gives no random bytes.
+/// A new key for codes, from the operating system's random numbers: a client that could guess the key could forge codes. Fails
+/// if the system gives no random bytes.
 pub fn random_key() -> Result<[u8; KEY_BYTES], getrandom::Error> {
     let mut key = [0; KEY_BYTES];
     getrandom::fill(&mut key)?;

@@ -105,7 +105,7 @@ const NUMBER: &str = "a whole number";
 const SECONDS: &str = "whole seconds";
 /// The form of `REDIS_ADDR`.
 const REDIS_FORM: &str = "host:port or redis://[user:password@]host:port/db";
-/// The form of `POSTGRES_DSN`; what is in it is read by the ledger.
+/// The form of `POSTGRES_DSN`. The ledger reads it.
 pub const DSN_FORM: &str =
     "a libpq connection string (host=HOST dbname=NAME user=USER) or URL (postgres://user:password@host:port/dbname)";
 /// Stock and limits stay exact integers in Lua's doubles, also after additions.
@@ -117,7 +117,7 @@ const MAX_DRAIN_SECONDS: u64 = 3600;
 /// The event loops' table holds 128 without allocating, and no machine has needed more yet.
 const MAX_WORKERS: u64 = 128;
 /// Each connection's stack takes two memory mappings, of which Linux allows 65,530 by default: the 32,740th spawn
-/// panics. What is left is for the threads.
+/// panics. The rest is for the threads.
 const MAX_CONNECTIONS: u64 = 32_000;
 
 const _: () = assert!((MAX_CONNECTIONS + 84) * 2 < 65_530 - 1_000);
@@ -158,7 +158,7 @@ pub enum Backends {
     },
 }
 
-/// The terms of the hourly sales that this instance plans.
+/// The terms of the sales that this instance plans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SaleSettings {
     /// The stock: items on sale.
@@ -179,7 +179,7 @@ pub struct Config {
     pub admin_address: SocketAddr,
     /// Where decisions and records go.
     pub backends: Backends,
-    /// The terms of the hourly sales.
+    /// The terms of the sales that this instance plans.
     pub sale: SaleSettings,
     /// The number of worker threads.
     pub workers: usize,

@@ -1,8 +1,9 @@
 //! A flash-sale engine.
 //!
-//! A request's way: [`http`] reads it on its worker, [`service`] knows what it means, [`inventory`] decides it, and
-//! [`record`] hands the fact over to the [`ledger`]. The [`keeper`] opens sales and watches the servers. Who may
-//! import whom stands in ARCHITECTURE.md.
+//! [`http`] reads a request on a worker, [`service`] turns it into a question to the [`inventory`], which decides it, and
+//! [`record`] carries the facts of the decision to the writer of the [`ledger`]. The [`keeper`] opens sales and watches
+//! Redis and the ledger. Owns the list of modules. Invariant: a module imports no more than the table in ARCHITECTURE.md
+//! allows, which a test checks. Leaves starting and stopping to the program (`main.rs`).
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("flashsale runs on Linux alone: it uses epoll, eventfd and the pinning of threads");

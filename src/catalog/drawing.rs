@@ -1,8 +1,8 @@
 //! A generated name and picture for an item without an entry in a catalogue: pure functions of the item's id.
 //!
-//! Invariants: the same id gives the same bytes for ever (browsers cache the picture, shoppers remember the name), so the
-//! hash and the tables are fixed; the picture has no script and refers to nothing outside itself. Leaves catalogues
-//! and HTTP to others.
+//! Owns the hash, the tables of words and the drawings. Invariants: the same id gives the same bytes in every version
+//! (browsers cache the picture, shoppers remember the name), so the hash and the tables are fixed; the picture has no script
+//! and refers to nothing outside itself. Leaves catalogues and HTTP to others.
 
 use crate::domain::Id;
 use std::fmt::Write;

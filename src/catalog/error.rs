@@ -1,7 +1,7 @@
 //! What can be wrong with a catalogue file.
 //!
-//! Owns the errors and their texts, which an operator reads behind the file's name and the line's number. Leaves finding
-//! them to the catalogue.
+//! Owns the errors and their texts. Invariant: each text goes on from the file's name and the line's number, which stand
+//! before it. Leaves finding errors to the catalogue.
 
 use super::{MAX_FILE_BYTES, MAX_ITEMS};
 use crate::domain::{Id, IdError};
@@ -9,14 +9,14 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// What is wrong with a catalogue file, and where.
+/// A problem of a catalogue file, and its place.
 #[derive(Debug)]
 pub struct CatalogError {
     /// The file.
     pub path: PathBuf,
     /// The line, counted from 1; `None` if the problem is the whole file's.
     pub line: Option<usize>,
-    /// What is wrong.
+    /// The problem.
     pub problem: Problem,
 }
 
@@ -36,7 +36,7 @@ impl std::error::Error for CatalogError {
     }
 }
 
-/// What is wrong with a file or with one of its lines.
+/// A problem of a file or of one of its lines.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
     /// The system does not open the file.
@@ -77,7 +77,7 @@ pub enum Problem {
     Image(#[source] FieldProblem),
 }
 
-/// What is wrong with the text of a field. Reads behind the field's name.
+/// A problem of a field's text. Its text goes on from the field's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FieldProblem {
     /// No text, or only blanks.

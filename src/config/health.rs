@@ -1,7 +1,7 @@
 //! The arguments of `flashsale health`, which asks a running instance for its health.
 //!
-//! Owns their names and checks. Leaves the asking to `admin::client`. Reads `ADMIN_ADDR` alone: a value of another
-//! setting that stops the service does not stop this command.
+//! Owns their names and checks. Invariant: reads `ADMIN_ADDR` alone, so that a wrong value of another setting, which stops
+//! the service, does not stop this command. Leaves the asking to `admin::client`.
 
 use super::form::text;
 use clap::Parser;

@@ -1,4 +1,7 @@
-//! Holds: what is known of one, and which state it is in.
+//! Holds: the facts that are known of one, and the state that it is in.
+//!
+//! Owns the two types that the ledger, Redis and the keeper exchange. Invariant: values only, without I/O and clocks. Leaves
+//! merging the facts of two sources to the keeper.
 
 use super::Id;
 

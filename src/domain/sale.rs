@@ -1,7 +1,7 @@
 //! Sales: their ids and terms, and how both are written for people.
 //!
-//! Owns the words of log lines and errors for a sale: its id, and beside it its times in UTC (RFC 3339), since people
-//! do not read unix seconds. Pure.
+//! Owns the text of a sale in log lines and errors: its id, and beside it its times in UTC (RFC 3339), since people do not
+//! read unix seconds. Invariant: values only, without I/O and clocks. Leaves planning sales to the keeper.
 
 use std::fmt;
 
@@ -15,7 +15,8 @@ impl fmt::Display for SaleId {
     }
 }
 
-/// Ids below this are of hourly sales: the start in unix seconds.
+/// Ids below this are starts in unix seconds, of the sales that follow each other by the settings. Only such an id has a time
+/// that a text can show.
 const HOURLY_IDS: u64 = 1 << 32;
 
 impl SaleId {
@@ -39,7 +40,7 @@ impl fmt::Display for NamedSale {
     }
 }
 
-/// A sale's terms, fixed when it is opened. Times are unix milliseconds.
+/// A sale's terms. Start and end are fixed when the sale is planned, the rest when it begins. Times are unix milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
     /// The sale.

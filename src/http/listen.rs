@@ -1,6 +1,7 @@
 //! The listening socket.
 //!
-//! Owns its two steps, binding and listening, and the filter at its end. Leaves accepting to the acceptor.
+//! Owns its two steps, binding and listening, and the filter at its end. Invariant: the kernel completes no handshake
+//! before [`Bound::listen`]. Leaves accepting to the acceptor.
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use socket2::{SockFilter, SockRef};

@@ -12,11 +12,11 @@ use std::fmt;
 pub struct ParamError {
     /// The parameter's name.
     pub name: &'static str,
-    /// What is wrong with it.
+    /// The problem.
     pub problem: Problem,
 }
 
-/// What is wrong with an encoded id.
+/// A problem of an encoded id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// It is not there.
@@ -25,7 +25,7 @@ pub enum Problem {
     Repeated,
     /// A `%` without two hex digits after it.
     Malformed,
-    /// It decodes to what is not an id.
+    /// It decodes to bytes that are not an id.
     Id(IdError),
 }
 

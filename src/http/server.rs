@@ -1,7 +1,8 @@
 //! The server: one listening socket and the connections that are accepted from it.
 //!
-//! Owns the server's parts, its ticks and the phases of its end. Leaves accepting to the acceptor, and each worker's
-//! connections to that worker's side.
+//! Owns the start of the server's parts, the calls of its ticks, and the steps from one phase to the next. Invariant: any
+//! thread may ask for a later phase, and no call leads back to an earlier one. Leaves accepting to the acceptor, and each
+//! worker's connections to that worker's side.
 
 use super::accept::Acceptor;
 use super::answers::STATUSES;
@@ -100,7 +101,7 @@ impl<S: Service> Server<S> {
         self.address
     }
 
-    /// A worker's tick, on that worker: ends connections whose time is over, and updates the date.
+    /// A worker's tick, on that worker: wakes connections whose time is over so that they end, and updates the date.
     pub fn tick(&self, worker: usize) {
         let Some(side) = self.sides.get(worker) else { return };
         side.tick();

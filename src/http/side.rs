@@ -1,9 +1,9 @@
 //! The shared state of a server: of all its connections, of those of one worker, and of a single one.
 //!
-//! Owns the phases of a server's end, the counts, each worker's clock and date, the sweep at each tick that ends connections
-//! whose time is over, and the lists of the connections that have been idle longest. Invariant: only a connection's own
-//! coroutine ends it; others mark it and make its socket ready. Leaves reading and writing to the connection, and accepting
-//! to the acceptor.
+//! Owns the phases of a server's end, the counts, each worker's clock and date, the sweep at each tick that wakes
+//! connections whose time is over, and the lists of the connections that have been idle longest. Invariant: only a
+//! connection's own coroutine ends it; others mark it and make its socket ready. Leaves reading and writing to the
+//! connection, and accepting to the acceptor.
 
 use super::answers::Answers;
 use super::response::HttpDate;
@@ -211,8 +211,8 @@ impl Shared {
         self.grown.load(Ordering::Relaxed)
     }
 
-    /// From any worker: ends the connection if it is idle since it got `deadline`, and nothing has come on it. The end of
-    /// its socket is an event on its own worker, which wakes its coroutine.
+    /// From any worker: marks the connection and shuts its socket down, if it is idle since it got `deadline` and nothing
+    /// has come on it. The end of the socket is an event on its own worker, which wakes its coroutine; that one ends it.
     fn give_way(&self, deadline: u64) -> bool {
         let still = self.deadline_ms.load(Ordering::Relaxed) == deadline && self.is_idle();
         let nothing_came = || {
@@ -278,8 +278,8 @@ impl<S> WorkerServer<S> {
         self.now_ms().saturating_add(millis(time)).max(1)
     }
 
-    /// On the worker's tick: updates the date, ends connections whose time is over, and lists the longest idle ones if some
-    /// may have to give way.
+    /// On the worker's tick: updates the date, wakes connections whose time is over so that they end, and lists the longest
+    /// idle ones if some may have to give way.
     pub(super) fn tick(&self) {
         self.update_date();
         let now_ms = millis(self.common.began.elapsed());

@@ -1,7 +1,8 @@
-//! The inventory: who decides. Redis, or memory when embedded.
+//! The inventory: the part that decides requests, in Redis, or in memory in embedded mode.
 //!
-//! Owns the trait that the service sees and the view that the keeper gives to the workers. Refuses to know HTTP, the
-//! ledger's kind and how sales come to be opened.
+//! Owns the trait that the service sees, the view that the keeper publishes for the workers, and the suspicions that the
+//! workers report to the keeper. Invariant: a view is replaced as a whole and never changed. Leaves HTTP to the service, and
+//! opening sales and the ledger to the keeper.
 
 pub mod embedded;
 pub mod memory;
@@ -22,10 +23,11 @@ pub trait Inventory: Send + Sync + 'static {
     /// Decides now, or has the decision delivered to `waiter` later (`None`).
     fn submit(&self, waiter: &Arc<Waiter<Outcome>>, ticket: Ticket, request: &Request) -> Option<Outcome>;
 
-    /// Some time has passed: notice what is overdue.
+    /// The tick of `worker`: notices calls that have taken too long, and connections that are to be made anew.
     fn tick(&self, worker: usize);
 
-    /// Answers wait for these records; now they are in the ledger, or it gave them up.
+    /// The writer is done with `handoff`, in which answers wait: its records are in the ledger (`ok`), or the answers are
+    /// refused.
     fn written(&self, worker: usize, handoff: Box<Handoff>, ok: bool);
 
     /// Whether every worker can have its requests decided. From any thread.
@@ -35,7 +37,7 @@ pub trait Inventory: Send + Sync + 'static {
     fn undecided(&self, worker: usize) -> usize;
 }
 
-/// The inventory's clock, carried on by the local monotonic one.
+/// A reading of the inventory's clock, continued by this machine's monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     at: Instant,
@@ -48,8 +50,9 @@ impl Clock {
         Clock { at, ms }
     }
 
-    /// What it would say at `at`. Behind the truth by the way of its last answer, never ahead of it: made for saying
-    /// what is over. For how long something still is so, the moment of the asking counts, not that of the answer.
+    /// The time that it shows at `at`, unix milliseconds. The inventory reads its clock before its answer arrives, so this
+    /// is behind the inventory's clock by the time that the answer took, and never ahead of it. It can show that a moment
+    /// has passed. To show that a moment has not come yet, count from the sending of the call instead.
     pub fn ms(&self, at: Instant) -> u64 {
         self.ms.saturating_add(u64::try_from(at.saturating_duration_since(self.at).as_millis()).unwrap_or(u64::MAX))
     }
@@ -62,8 +65,8 @@ pub struct View {
     pub epoch: u64,
     /// Whether anything may be sold: not before the first opening, and not while a loss is suspected.
     pub selling: bool,
-    /// Whether the inventory answered the keeper when it looked last, and took writes. The workers find out by themselves;
-    /// this is for health checks while no request comes.
+    /// Whether the inventory answered the keeper's last look and takes writes. The workers do not use it: it tells health
+    /// checks while no request comes.
     pub reachable: bool,
     /// The sales that have been opened and have not ended more than [`ENDED_KEPT_MS`] ago, by their start.
     pub sales: Vec<Terms>,
@@ -88,7 +91,7 @@ pub const CLOCK_TOLERANCE_MS: u64 = 3_000;
 pub const SOLD_OUT_TRUST: Duration = Duration::from_secs(1);
 
 impl View {
-    /// Nothing is sold yet.
+    /// The view before the first opening: no sale, and nothing may be sold.
     pub fn closed() -> View {
         View {
             epoch: 0,
@@ -123,13 +126,13 @@ impl View {
         self.confirmed.iter().find(|(sale, _)| *sale == id).map_or(0, |(_, upto_ms)| *upto_ms)
     }
 
-    /// What can be said of a code's sale without asking anybody; the terms if the inventory has to be asked.
+    /// The terms of a code's sale. `Err` with the outcome if the view alone decides: the sale is over, or is not open here.
     pub fn check_code(&self, id: SaleId, now_ms: u64) -> Result<&Terms, Outcome> {
         match self.sale(id) {
             Some(terms) if terms.ends_ms + ENDED_KEPT_MS <= now_ms => Err(Outcome::InvalidCode),
             Some(terms) => Ok(terms),
-            // Sales leave the view some time after they have ended. A later one, or one that filled a gap, was opened by
-            // another instance a moment ago.
+            // Sales leave the view a minute after their end, so an earlier sale is over. Any other one may have been opened by
+            // another instance a moment ago, and is not in this view yet.
             None if self.sale_at(now_ms).is_some_and(|on| id < on.sale) => Err(Outcome::InvalidCode),
             None => Err(Outcome::Unavailable),
         }
@@ -150,7 +153,7 @@ pub struct Progress {
 /// The view, as the keeper publishes it and the workers read it.
 pub type SharedView = Arc<ArcSwap<View>>;
 
-/// What a worker has seen that the keeper should look into.
+/// A reply or a connection that is not as it should be, as a worker reports it to the keeper.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Suspicion {
     /// The state of a sale that was opened is not there, is not whole, or does not sell.
@@ -171,12 +174,13 @@ pub enum Suspicion {
     Identity(String),
     /// Redis refused a call, with these words.
     Refused(String),
-    /// The connection is gone.
+    /// The connection is gone. No loss follows from that; the report makes the keeper look at Redis at once.
     Away(String),
 }
 
-/// Set by a worker that sent calls whose replies did not come: what they decided, if they did, may be with Redis alone. A flag of its
-/// own, since a worker says it once, and the channel of suspicions may be full at that moment.
+/// Set by a worker that sent calls and lost their replies: Redis may have decided them, and then their records are in Redis
+/// alone. It is a flag, not a [`Suspicion`]: the channel of suspicions may be full, and a worker does not find these calls a
+/// second time.
 pub type LostCalls = Arc<AtomicBool>;
 
 /// Which Redis this is, from its `INFO server replication`: the run id changes with a restart and the replication

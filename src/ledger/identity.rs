@@ -1,6 +1,7 @@
 //! The identity of a ledger.
 //!
-//! Owns its form: 32 hex digits. Leaves it to each ledger to store it, and to the keeper to compare it.
+//! Owns its form: 32 hex digits. Invariant: the text of an identity reads back as the same identity. Leaves storing it to each
+//! ledger, and comparing it to the keeper.
 
 use super::LedgerError;
 use std::fmt;

@@ -26,7 +26,7 @@ pub enum LedgerError {
         /// The epoch that is in force.
         current: u64,
     },
-    /// The ledger cannot be reached or refused. A write may have happened; writing it again is harmless.
+    /// The ledger refused, or cannot be reached. A write may have had its effect all the same; the same call may be repeated.
     #[error(transparent)]
     Failed(Box<dyn Error + Send + Sync>),
 }
@@ -54,9 +54,9 @@ struct About {
 /// What the writer thread writes to.
 pub trait Append: Send {
     /// Writes all `batches`. A record that the ledger has already is left as it is, so that the same call may be repeated
-    /// after an error: it may have written some of them. An implementation connects again by itself, on the next call,
-    /// after a connection was lost. `Stale` if the epoch of any batch is not the one in force. A ledger whose refusals are
-    /// undone ([`writer::OnFailure::Undo`]) writes all `batches` or none.
+    /// after an error: it may have written some of them. An implementation connects again by itself, on the next call, after
+    /// a connection was lost. `Stale` if the epoch of any batch is not the one in force; some of the records may be written
+    /// then. A ledger whose refusals are undone ([`writer::OnFailure::Undo`]) writes all `batches` or none.
     fn append(&mut self, batches: &[&Records]) -> Result<(), LedgerError>;
 
     /// Writes something that changes nothing in the end, to find out whether the ledger takes records again. Called only if
@@ -65,8 +65,8 @@ pub trait Append: Send {
         Ok(())
     }
 
-    /// Finds out, without writing anything, whether a later start would still find what is written. The writer asks once a
-    /// second while it has nothing to write, if refused batches are undone.
+    /// Finds out, without writing anything, whether a later start would still find the records that are written. The writer
+    /// asks once a second while it has nothing to write, if refused batches are undone.
     fn look(&mut self) -> Result<(), LedgerError> {
         Ok(())
     }
@@ -77,7 +77,8 @@ pub trait Append: Send {
 pub struct SaleRow {
     /// The sale's terms, as they were planned.
     pub terms: Terms,
-    /// Whether the sale's state was ever opened in the inventory: from then on a missing state is a loss.
+    /// Whether an instance has opened the sale's state in the inventory, or was about to ([`Ledger::mark_opened`]). From then
+    /// on a missing state of a sale that has begun is a suspected loss.
     pub opened: bool,
 }
 
@@ -96,7 +97,7 @@ pub trait Ledger: Send {
     /// The sales that end after `now_ms`, by their start.
     fn sales(&mut self, now_ms: u64) -> Result<Vec<SaleRow>, LedgerError>;
 
-    /// Fixes a sale's terms. Returns the terms in force: `terms`, or those of the first call for this sale.
+    /// Plans a sale with `terms`, unless it is planned already. Returns the sale as it is planned now.
     fn plan(&mut self, terms: &Terms) -> Result<SaleRow, LedgerError>;
 
     /// Gives a planned sale the items, the limit and the hold time of `terms`, unless the ledger has a hold of it. Returns

@@ -93,7 +93,8 @@ impl<A: Append + 'static> Writer<A> {
         let mut asked = Instant::now();
         loop {
             let Some(mut batch) = self.gather(&outage) else { return };
-            // Also if only answers without records come: a sold-out sale may send nothing else for an hour.
+            // A handoff may have no records, only refusals that wait for earlier records. Writing such a batch asks nothing of
+            // the ledger, and a sold-out sale may send no other for an hour.
             if self.undoes() && batch.rows == 0 && (batch.handoffs.is_empty() || asked.elapsed() >= PROBE) {
                 asked = Instant::now();
                 self.ask(&mut outage);
@@ -216,7 +217,8 @@ impl<A: Append + 'static> Writer<A> {
     fn settle(&self, handoffs: &mut Vec<Box<Handoff>>, written: bool) {
         let counters: &Counters = &self.inbox.counters;
         for handoff in handoffs.drain(..) {
-            // Only now: a worker that sees this count relies on the records being in the ledger, or undone in memory.
+            // Counted after the write or the undoing: a worker that sees this count relies on the records being in the
+            // ledger, or undone in memory.
             counters.settled.fetch_add(1, Ordering::Release);
             if written {
                 counters.written.fetch_add(handoff.records.len() as u64, Ordering::Relaxed);
@@ -233,7 +235,7 @@ impl<A: Append + 'static> Writer<A> {
         self.mailboxes.iter().filter(|m| m.has_mail()).for_each(|m| m.bell().ring());
     }
 
-    /// Refuses the answers that wait for `handoff`: the fate of its records will not be known in time.
+    /// Refuses the answers that wait for the records of `handoff`: the keeper places these later than an answer can wait.
     fn refuse(&self, handoff: &mut Handoff) {
         if handoff.acks.is_empty() {
             return;

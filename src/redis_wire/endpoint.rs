@@ -1,4 +1,7 @@
 //! Where Redis is and how to log in.
+//!
+//! Owns the forms of `REDIS_ADDR`, the resolved addresses and the commands of a login. Invariant: the name that
+//! messages show has no credentials. Leaves connecting on a worker to `pipeline`. TLS is not supported.
 
 use arc_swap::ArcSwap;
 use redis::{ConnectionInfo, IntoConnectionInfo};

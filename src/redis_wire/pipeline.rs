@@ -1,8 +1,8 @@
 //! The one Redis connection of a worker, driven by one coroutine.
 //!
 //! Owns connecting, logging in, writing, reading, and making a lost connection anew with backoff and jitter.
-//! Invariant: replies reach the protocol in the order of its commands, or `lost` says that none of the open ones
-//! will come; nothing is ever sent twice. Refuses to know what the commands mean.
+//! Invariants: replies reach the protocol in the order of its commands; once [`Protocol::lost`] was called, no reply to an
+//! earlier command comes; no command is sent twice. Leaves the meaning of commands and replies to the protocol.
 
 use super::endpoint::RedisEndpoint;
 use super::resp::{self, MAX_REPLY_BYTES, Reply};
@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What is received into at once. A reply that is longer makes the buffer grow, up to [`MAX_REPLY_BYTES`].
+/// The first size of the buffer for replies. A reply that is longer makes it grow, up to [`MAX_REPLY_BYTES`].
 const READ_BYTES: usize = 64 << 10;
 /// The wait before the second attempt to connect; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(20);
@@ -33,7 +33,7 @@ const READABLE: usize = 0x1;
 /// The events of a connection that has ended (EPOLLERR, EPOLLHUP, EPOLLRDHUP).
 const ENDED: usize = 0x8 | 0x10 | 0x2000;
 
-/// What rides on a connection.
+/// The commands that are sent on a connection, and the receiver of their replies. All calls come from the driver.
 pub trait Protocol: Send + 'static {
     /// Appends the commands that a new connection begins with, after logging in. Returns how many.
     fn greet(&mut self, out: &mut Vec<u8>) -> usize;
@@ -41,7 +41,7 @@ pub trait Protocol: Send + 'static {
     /// The `nth` greeting command's reply. `Err` refuses the connection.
     fn greeted(&mut self, nth: usize, reply: Reply<'_>) -> Result<(), String>;
 
-    /// All greeting commands are answered: from now on `fill` is asked.
+    /// All greeting commands are answered. From now on the driver calls [`Protocol::fill`] each time that it wakes.
     fn ready(&mut self);
 
     /// Appends the commands that are to be sent now, if any. `Err` ends the connection.
@@ -56,7 +56,8 @@ pub trait Protocol: Send + 'static {
     /// Whether every command is answered.
     fn is_idle(&self) -> bool;
 
-    /// The server ended the connection while nothing was in flight. It is made anew at once; until then nothing is asked.
+    /// The server ended the connection while no command was unanswered. The driver connects again at once; until then it
+    /// does not call [`Protocol::fill`].
     fn ended_idle(&mut self);
 
     /// Since when the oldest command waits for its reply.
@@ -65,7 +66,9 @@ pub trait Protocol: Send + 'static {
 
 /// Wakes a worker's driver, from its own worker.
 pub struct DriverWaker {
+    /// The driver waits on it while it has no socket.
     bell: Bell,
+    /// Of the socket while there is one, else of the bell.
     waker: Mutex<WaitIoWaker>,
 }
 
@@ -77,7 +80,8 @@ impl DriverWaker {
         Ok(DriverWaker { bell, waker })
     }
 
-    /// Lets the driver run after all that is ready in this turn: there is something to send, or time has passed.
+    /// Lets the driver run: there is something to send, or time has passed. The event loop runs a coroutine that was woken
+    /// only after all descriptors that are ready in the same turn.
     pub fn wake(&self) {
         self.waker.lock().wakeup();
     }
@@ -87,15 +91,15 @@ impl DriverWaker {
 pub struct Pipeline<P> {
     /// The workers.
     pub workers: Workers,
-    /// Its own.
+    /// The worker that the driver runs on.
     pub worker: usize,
     /// Where Redis is.
     pub target: Arc<RedisEndpoint>,
     /// How long a reply, or a connection, may take.
     pub timeout: Duration,
-    /// How others wake it.
+    /// Wakes the driver.
     pub driver: Arc<DriverWaker>,
-    /// What rides on it.
+    /// The protocol whose commands it sends.
     pub protocol: P,
 }
 
@@ -120,7 +124,9 @@ impl End {
 
 struct Socket {
     io: Watched,
+    /// Commands that the socket has not taken yet.
     unsent: Vec<u8>,
+    /// The buffer for replies, whose first `filled` bytes are not parsed yet.
     received: Vec<u8>,
     filled: usize,
 }
@@ -298,7 +304,7 @@ impl Socket {
         self.received.copy_within(used..self.filled, 0);
         self.filled -= used;
         if self.filled == self.received.len() {
-            // The parser refuses what is longer than MAX_REPLY_BYTES, which bounds this.
+            // The parser refuses a reply that is longer than MAX_REPLY_BYTES, which bounds this.
             self.received.resize(self.received.len() * 2, 0);
         }
         Ok(())

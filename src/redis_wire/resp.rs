@@ -1,8 +1,9 @@
 //! RESP2 replies, parsed in place.
 //!
-//! The hot path's parser: no allocation, no copy, any split of the input. It agrees with the parser of the crate
-//! `redis` on RESP2; the types of RESP3 are refused, since no connection here asks for them. Source: the Redis
-//! serialization protocol specification.
+//! Owns the parsing of replies on the request path. Invariants: no allocation and no copy; however the input is split, the
+//! result is the same; a reply that is accepted reads as the crate `redis` reads it. The types of RESP3 are refused, since
+//! no connection here asks for them. Source: the Redis serialization protocol specification. Leaves reading and sending to
+//! `pipeline`.
 
 /// The longest reply that is taken: a batch's reply is below 100 kB, and `INFO` below 16 kB.
 pub const MAX_REPLY_BYTES: usize = 4 << 20;

@@ -2,7 +2,7 @@
 //!
 //! Owns the time limit. Name resolution and handshakes have none that holds whatever the other side does, so each
 //! question is asked by a thread of its own. Invariant: waiting for an answer ends in time; the thread may be left
-//! behind, since the process is about to end then.
+//! behind, since the process is about to end then. Leaves the questions, and their texts of errors, to the caller.
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -13,28 +13,31 @@ pub const STARTUP_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A question that is on its way.
 pub struct Asked<T> {
-    who: String,
+    server: String,
     answer: Receiver<Result<T, String>>,
 }
 
-/// Has `question` asked by a thread of its own. Its errors name the server themselves; ours call it `who`.
+/// Has `question` asked by a thread of its own. The errors of `question` name the server themselves; for the errors that are
+/// made here, its name is `server`.
 pub fn ask<T: Send + 'static>(
-    who: &str,
+    server: &str,
     question: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<Asked<T>, String> {
     let (tell, answer) = crossbeam_channel::bounded(1);
     let asking = std::thread::Builder::new().name("reach".into()).spawn(move || {
         let _ = tell.try_send(question());
     });
-    asking.map(|_| Asked { who: who.to_owned(), answer }).map_err(|e| format!("{who}: cannot be asked: {e}"))
+    asking.map(|_| Asked { server: server.to_owned(), answer }).map_err(|e| format!("{server}: cannot be asked: {e}"))
 }
 
 impl<T> Asked<T> {
     /// The answer, or that there is none by `until`, which is [`STARTUP_TIMEOUT`] after the start.
     pub fn answer(self, until: Instant) -> Result<T, String> {
         self.answer.recv_deadline(until).unwrap_or_else(|e| match e {
-            RecvTimeoutError::Timeout => Err(format!("{}: no answer within {} s", self.who, STARTUP_TIMEOUT.as_secs())),
-            RecvTimeoutError::Disconnected => Err(format!("{}: asking it failed", self.who)),
+            RecvTimeoutError::Timeout => {
+                Err(format!("{}: no answer within {} s", self.server, STARTUP_TIMEOUT.as_secs()))
+            }
+            RecvTimeoutError::Disconnected => Err(format!("{}: asking it failed", self.server)),
         })
     }
 }

@@ -1,8 +1,8 @@
 //! The signals that end the process: SIGTERM, SIGINT, SIGHUP and SIGQUIT, all in the same way.
 //!
 //! Owns the one thread that hears them. Invariants: while nothing is sold yet a signal ends the process at once; the first
-//! one after that begins the orderly end; one that follows within a second is the same request sent twice, and is ignored; a later
-//! one ends the process at once, and says so.
+//! one after that begins the orderly end; one that follows within a second is the same request sent twice, and is ignored; a
+//! later one ends the process at once, and says so. Leaves the orderly end to `stop`.
 
 use crossbeam_channel::{Receiver, Sender};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -33,7 +33,7 @@ impl Signals {
         let unread = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal_hook::consts::SIGXFSZ, unread).map_err(|e| format!("signals: {e}"))?;
         let mut ends = vec![SIGTERM, SIGINT, SIGQUIT];
-        // `nohup` has it ignored, and means it.
+        // `nohup` starts a process with SIGHUP ignored, so that it goes on after its terminal has closed.
         if !is_ignored(SIGHUP) {
             ends.push(SIGHUP);
         }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 /// How long the end takes at most, where the drain leaves enough of it: `docker stop` waits for ten seconds.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(9_500);
-/// What is left of it after the drain, at least: for answers that wait, and for the writer's last batch.
+/// The time after the drain, at least: for answers that wait, and for the writer's last batch.
 const AFTER_DRAIN: Duration = Duration::from_millis(4_500);
 /// How often is looked whether a step is done.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -40,9 +40,9 @@ pub struct Stop<'a> {
     pub running: Running,
     /// The public service.
     pub shop: &'a Shop,
-    /// Its server.
+    /// The server of the public service.
     pub server: &'a Server<Shop>,
-    /// How long it serves on at first.
+    /// How long requests are still served before connections are closed (`DRAIN_SECONDS`).
     pub drain: Duration,
     /// Where panics are told.
     pub panics: Receiver<String>,
@@ -108,7 +108,7 @@ impl Stop<'_> {
         wait(end - time / 6, || self.running.keeper.is_finished());
         let _ = self.running.recorder.sender().send_deadline(Message::Finish, end);
         wait(end, || self.running.writer.is_finished() && self.running.keeper.is_finished());
-        // The ledger's word has reached the workers: they may still have to send the answers that waited for it.
+        // The writer has sent the workers its last mail: they may still have to send the answers that waited for it.
         wait(end, || self.server.is_closed());
     }
 }

@@ -1,10 +1,10 @@
-//! What was decided in memory and is not in the ledger yet, as far as refusals rest on it.
+//! The decisions that the ledger does not have yet, and the refusals that rest on them.
 //!
-//! A refusal can rest on a fact that the ledger is about to refuse: "sold out" on holds that are undone a moment later.
-//! Owns the question whether a refusal may be told at once, or has to travel behind the facts that it rests on.
-//! Invariant: what is told at once rests on nothing that can still be undone; at times a refusal waits although it need
-//! not, since facts are remembered by the slot that their subject falls into. Costs 66 kB and no allocation.
-//! Leaves deciding to the sale in memory, and keeping order to the writer.
+//! A refusal can rest on a fact that the ledger is about to refuse: "sold out" on holds that are undone a moment later. Owns
+//! the question whether a refusal may be told at once, or has to travel behind the facts that it rests on. Invariant: a
+//! refusal that is told at once rests on nothing that can still be undone; at times a refusal waits although it need not,
+//! since facts are remembered by the slot that their subject falls into. Costs 66 kB and no allocation. Leaves deciding to
+//! the sale in memory, and keeping order to the writer.
 
 use crate::domain::{HoldNumber, Id, Outcome, Record, RecordKind, Request, SaleId};
 
@@ -21,7 +21,7 @@ pub struct Unwritten {
     last: u64,
     /// By sale: the last message with a fact that the stock rests on.
     stock: Box<[u64; SALES]>,
-    /// By user: the last message with a fact that his count rests on.
+    /// By user: the last message with a fact that the user's share rests on.
     users: Box<[u64; SLOTS]>,
     /// By hold: the last message with its purchase.
     purchases: Box<[u64; SLOTS]>,
@@ -43,7 +43,7 @@ impl Unwritten {
     /// `record` goes with the next message.
     ///
     /// A purchase counts for the stock and for the user's share too, although it moves no item: `Retry-After` rests on it.
-    /// What is held comes back at its hold's expiry, what is purchased does not, until the purchase is undone.
+    /// A held item comes back when its hold expires. A purchased one does not, unless the purchase is undone.
     pub fn note(&mut self, sale: SaleId, record: &Record) {
         let next = self.handed + 1;
         self.last = next;

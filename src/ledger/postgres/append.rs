@@ -1,6 +1,6 @@
-//! The writer thread's way into Postgres.
+//! The writer thread's session with Postgres.
 //!
-//! Owns a session of its own, and the knowledge whether the previous write is settled. Invariants:
+//! Owns that session, and whether rows of the previous write may be in the ledger although it failed. Invariants:
 //! - Records that the ledger may have already ([`Records::push_repeated`]) are written after the others, through staging
 //!   tables and in a transaction of their own: a row that exists makes a plain COPY fail, and all rows beside it with it.
 //! - After a write that failed, or a lost session, the next write goes through staging tables, and only once the server's
@@ -20,7 +20,7 @@ use tokio_postgres::error::SqlState;
 
 /// [`Append`] over a session of its own. Makes no connection before the first call.
 pub struct PostgresAppend {
-    link: ReconnectingSession,
+    session: ReconnectingSession,
     codes: Codes,
     /// The records that no earlier record states.
     fresh: Rows,
@@ -34,8 +34,8 @@ impl PostgresAppend {
     /// Writes with the codes of `codes`, into a ledger whose schema is there
     /// ([`super::PostgresLedger`] makes it on its first call).
     pub fn new(settings: ConnectSettings, codes: Codes) -> PostgresAppend {
-        let link = ReconnectingSession::new(settings, "writer", WRITE_LIMIT);
-        PostgresAppend { link, codes, fresh: Rows::default(), repeated: Rows::default(), unsettled: false }
+        let session = ReconnectingSession::new(settings, "writer", WRITE_LIMIT);
+        PostgresAppend { session, codes, fresh: Rows::default(), repeated: Rows::default(), unsettled: false }
     }
 }
 
@@ -46,11 +46,11 @@ impl Append for PostgresAppend {
         }
         self.fresh.encode_part(batches, &self.codes, false)?;
         self.repeated.encode_part(batches, &self.codes, true)?;
-        let PostgresAppend { link, fresh, repeated, unsettled, .. } = self;
+        let PostgresAppend { session, fresh, repeated, unsettled, .. } = self;
         let epochs: Vec<u64> = batches.iter().map(|batch| batch.epoch).collect();
         let mut staged = *unsettled;
-        let done = link.run(async |wire| {
-            // Where a session is lost, this runs once more, and the first run may have written the rows.
+        let done = session.run(async |wire| {
+            // After a session is lost, this runs once more, and the first run may have written the rows.
             let staged = std::mem::replace(&mut staged, true);
             if !fresh.is_empty() || repeated.is_empty() {
                 write_fresh(wire, &epochs, fresh, staged).await?;

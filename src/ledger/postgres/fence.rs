@@ -170,7 +170,7 @@ impl Fence for PostgresLedger {
 
     fn lock_reconciling(&mut self) -> Result<bool, LedgerError> {
         if let Some(mut session) = self.reconciler.take() {
-            // The server ends the session while nothing is heard of this instance, which may have been rebuilding a sale.
+            // The server ends the session after three idle seconds, and this instance may have rebuilt a sale for longer.
             let is_held = session.run(async |wire| Ok(wire.client.batch_execute("SELECT 1").await?)).is_ok();
             self.reconciler = is_held.then_some(session);
             return Ok(is_held);

@@ -1,7 +1,8 @@
 //! The keeper's view of the ledger in Postgres: sales, holds, the key and the numbers of instances.
 //!
-//! Owns the work session; the fence beside it uses the locks' sessions. Leaves to the keeper what a rebuild does with the
-//! rows.
+//! Owns the session for the keeper's statements. Invariant: a row of a hold that cannot be read is left out and logged, one of
+//! a sale is an error. Leaves the sessions of the locks to `fence`, counts and added rows to `records`, and to the keeper what
+//! a rebuild does with the rows.
 
 use super::connect::ConnectSettings;
 use super::copy::{Rows, micros, unix_ms};
@@ -24,7 +25,8 @@ use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checke
 /// How long the next row of a long answer may take.
 const ROW_LIMIT: Duration = Duration::from_secs(10);
 
-/// `Ledger` and `Fence` over Postgres. Makes no connection before the first call, and migrates the schema on the first one.
+/// `Ledger`, `Fence` and `SharedRecords` over Postgres. Makes no connection before the first call, and migrates the schema
+/// on the first one.
 ///
 /// A call takes at most the time to connect (3 s a host by default) and 5 s for each statement; [`Ledger::holds`] at
 /// most 60 s a page and 10 s for the next row. After an error the next call connects anew.
@@ -87,7 +89,7 @@ impl PostgresLedger {
 }
 
 impl PostgresLedger {
-    /// One page of [`Fence::page_of_holds`].
+    /// One page of [`SharedRecords::page_of_holds`](crate::ledger::SharedRecords::page_of_holds).
     pub(super) fn read_page(
         &mut self,
         sale: SaleId,

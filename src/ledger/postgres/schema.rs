@@ -1,8 +1,8 @@
-//! The schema in Postgres: its version, and the way to the next one.
+//! The schema in Postgres: its version, and the migrations to later ones.
 //!
 //! Owns the migrations in `sql/postgres/` and the schema's advisory lock. Invariants: each migration is applied once, in
 //! one transaction that holds the lock and also notes the new version; a database that needs none is only read, so a
-//! role that may only read and write rows is enough for it. Leaves what stands in the tables to its neighbours.
+//! role that may only read and write rows is enough for it. Leaves the rows of the tables to the other files.
 
 use super::SCHEMA_CLASS;
 use super::session::{Failure, Wire};

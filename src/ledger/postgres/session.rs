@@ -1,4 +1,4 @@
-//! One session with Postgres, for a plain thread, with an end to every call.
+//! One session with Postgres, for a plain thread. Each call on it ends within a time limit.
 //!
 //! Owns the socket and the time limit. A read from a Postgres that hangs never returns by itself: the server's kernel
 //! still acknowledges, so neither keepalives nor `tcp_user_timeout` help, and the blocking driver has no deadline.

@@ -1,6 +1,7 @@
 //! What of a server's certificate is checked.
 //!
-//! Owns the meaning of `sslmode` and `sslrootcert` on top of rustls. Leaves DSNs and sessions to the files beside it.
+//! Owns the meaning of `sslmode` and `sslrootcert` on top of rustls. Invariant: no mode checks less than its name promises.
+//! Leaves DSNs and sessions to the files beside it.
 //!
 //! Two things differ from libpq: a name stands only in the certificate's subjectAltName (a common name is not
 //! looked at), and a CA's certificate cannot serve as the server's own.
@@ -47,7 +48,7 @@ pub enum TlsError {
     Certificate {
         /// The file.
         path: PathBuf,
-        /// What is wrong with the certificate.
+        /// The problem of the certificate.
         source: Error,
     },
     /// The file of `sslrootcert` has no certificate.

@@ -86,7 +86,7 @@ impl FolderLock {
         }
     }
 
-    /// Whether `DATA_DIR` still leads to the folder that was locked. If the folder was removed or replaced, what is written
+    /// Whether `DATA_DIR` still leads to the folder that was locked. If the folder was removed or replaced, a write
     /// now goes to files that no later start finds, and another process may use the new folder.
     pub fn is_in_place(&self) -> bool {
         let same = |ours: Metadata, there: Metadata| (ours.dev(), ours.ino()) == (there.dev(), there.ino());

@@ -1,4 +1,4 @@
-//! The embedded ledger's schema: its version, and the way to the next one.
+//! The embedded ledger's schema: its version, and the migrations to later ones.
 //!
 //! Owns the migrations in `sql/sqlite/`. Invariant: each migration is applied once, in one transaction that also notes
 //! the new version. Leaves it to the folder's lock, which the caller holds, to keep other processes out.
