@@ -25,7 +25,7 @@ pub fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-/// A fresh folder that everybody may look into.
+/// A fresh folder that every user may read.
 pub fn folder() -> TempDir {
     let folder = tempfile::Builder::new().prefix("flashsale-load-").tempdir().expect("a temporary folder");
     run(Command::new("chmod").arg("755").arg(folder.path()));

@@ -60,7 +60,7 @@ fn paths(mode: Mode) {
 fn nothing_can_be_sold() {
     let mut stack = Stack::new(Mode::Distributed);
     let app = stack.app().start();
-    // Frozen, while nobody shops.
+    // Frozen, while no shopper sends a request.
     stack.redis().pause();
     poll("an unhealthy server", Duration::from_secs(10), || (ask(&app, "GET", "/health").status == 503).then_some(()));
     stack.redis().resume();

@@ -1,6 +1,6 @@
-//! What is written against what is: the commands and tables of the documents, held against the program.
+//! The commands and the tables of the documents are compared with the program.
 //!
-//! A block of shell that nobody here knows how to check fails the tests: a command in a document is a promise.
+//! A block of shell that no test knows how to check fails the tests.
 
 use crate::support::app::{App, run_with_args};
 use crate::support::clock;

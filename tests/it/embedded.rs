@@ -136,7 +136,7 @@ fn folders_that_cannot_be_used() {
     check(&file);
     check(&file.join("below"));
     if let Some(disk) = SmallDisk::mount("1m") {
-        // Root may write anywhere, save where nobody may.
+        // Root may write anywhere, except on a file system that is read-only.
         run("mount", &["-o", "remount,ro", disk.path().to_str().unwrap()]).expect("remount");
         check(&disk.path().join("data"));
     }
@@ -258,7 +258,7 @@ fn a_full_disk() {
     }
 
     disk.make_room();
-    // By itself: whoever looks at its health sends no shoppers meanwhile.
+    // By itself: a load balancer that looks at its health sends no shoppers meanwhile.
     poll("a healthy server", Duration::from_secs(20), || (health(&app) == (200, "0".into())).then_some(()));
     assert_eq!(client.checkout("after", "i").status, 200);
     app.says("the ledger takes records again", LOGGED);

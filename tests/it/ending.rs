@@ -34,7 +34,7 @@ fn until_unhealthy(app: &App) {
     poll("health that says that it ends", NOTICED, || (health(app) == 503).then_some(()));
 }
 
-/// It serves on, and sends everybody away.
+/// A draining instance serves on, and closes each connection after its answer.
 fn draining(mode: Mode) {
     let stack = Stack::new(mode);
     let mut app = builder(&stack).env("DRAIN_SECONDS", 300).start();
@@ -117,7 +117,7 @@ fn knock(app: &App, request: &[u8]) -> Option<Result<(), String>> {
     if answer.starts_with(b"HTTP/1.1 2") { Some(Ok(())) } else { Some(Err(format!("{told:?} {answer:?}"))) }
 }
 
-/// Whoever was let in by the kernel is answered, to the last one.
+/// Each connection that the kernel has completed is answered.
 #[test]
 fn no_connection_is_reset() {
     let stack = Stack::alone(Mode::Embedded);

@@ -37,7 +37,7 @@ fn check(stack: &mut Stack, words: &str, refuse: &[&[&str]], heal: &[&[&str]]) {
         until_health_is(&app, 503);
         assert_eq!(metric(&app, "selling"), 0, "{words}");
         assert_eq!(metric(&app, "http_responses_total{status=\"503\"}") > before, shopper, "{words}");
-        // Nobody shops: a load balancer sends no one to an unhealthy instance.
+        // No shopper sends a request: a load balancer sends none to an unhealthy instance.
         heal.iter().for_each(|command| drop(stack.redis().run(command)));
         until_health_is(&app, 200);
         assert_eq!(metric(&app, "selling"), 1, "{words}");

@@ -116,7 +116,7 @@ fn what_the_end_leaves_is_reconciled() {
     assert_eq!(client.purchase(&codes[1]).status, 200);
 }
 
-/// Whoever comes late, on a connection that is still open, is told to come again.
+/// A request that comes late, on a connection that is still open, is refused, and its client may send it again.
 #[test]
 fn nothing_is_decided_at_the_end() {
     let mut stack = Stack::new(Mode::Distributed);
@@ -158,7 +158,7 @@ fn a_signal_while_starting() {
     rustix::fs::mkfifoat(rustix::fs::CWD, &catalog, rustix::fs::Mode::RWXU).unwrap();
     let mut writer: Option<File> = None;
     let reads = || {
-        // A pipe can be opened like this as soon as somebody reads from it.
+        // A pipe can be opened like this as soon as another process reads from it.
         let flags = rustix::fs::OFlags::NONBLOCK.bits().try_into().unwrap();
         writer = Some(poll("a reader of the catalogue", Duration::from_secs(10), || {
             File::options().write(true).custom_flags(flags).open(&catalog).ok()

@@ -70,7 +70,7 @@ fn the_verdict_sees_what_is_wrong() {
     }
     assert!(words.contains("verdict: WRONG"), "{words}");
 
-    // A server that refuses everybody: its sale cannot be on record, and is no good one.
+    // A server that refuses every request: its ledger has no rows, and the verdict is not good.
     let refusing = Stack::new(Mode::Embedded);
     let catalog = scratch.path().join("catalog");
     std::fs::write(&catalog, "{\"id\":\"none of them\",\"name\":\"n\",\"image\":\"/i\"}\n").unwrap();

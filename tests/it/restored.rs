@@ -29,7 +29,7 @@ fn back_up(stack: &Stack) -> Backup {
     }
 }
 
-/// With nobody at work on it.
+/// Restores `backup` while no instance runs.
 fn restore(stack: &Stack, backup: &Backup) {
     match (stack.ledger(), backup) {
         (Ledger::Sqlite(path), Backup::File(copy)) => copy_ledger(copy, &path),
@@ -66,7 +66,7 @@ fn a_code_names_one_hold(mode: Mode) {
     }
     let codes: std::collections::HashSet<&String> = lives.iter().flat_map(|(_, codes)| codes).collect();
     assert_eq!(codes.len(), 9, "codes were given out twice: {lives:?}");
-    // Nobody gets what another one holds.
+    // A code gives the item of its own hold, and of no other.
     let app = start();
     let mut client = app.client();
     for (user, codes) in &lives {

@@ -1,4 +1,4 @@
-//! Sales under load: never one item more than the stock, nobody over his limit, nothing lost in the ledger.
+//! Sales under load: never one item more than the stock, no user above the limit, nothing lost in the ledger.
 
 use crate::support::app::App;
 use crate::support::audit::{self, Terms};

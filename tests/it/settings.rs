@@ -276,7 +276,7 @@ fn servers_that_cannot_be_reached_are_named() {
 #[test]
 fn silent_servers_are_named() {
     let mut stack = Stack::new(Mode::Distributed);
-    // The kernel accepts for them, and nobody ever answers.
+    // The kernel completes their handshakes, and no process answers.
     let silent = [(); 2].map(|()| TcpListener::bind(("127.0.0.1", 0)).unwrap());
     let [one, two] = silent.each_ref().map(|listener| listener.local_addr().unwrap());
     check(&stack.app().env("REDIS_ADDR", one), "a silent Redis", &["REDIS_ADDR", &one.to_string(), "no answer within"]);

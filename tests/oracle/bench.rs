@@ -220,7 +220,7 @@ fn purchase(now: u64, number: HoldNumber, mark: scripts::purchase::Mark) -> Told
             Told::Outcome(Outcome::Purchased { item }, Some(record))
         }
         scripts::purchase::Mark::AlreadyPurchased { fact: Fact { purchased_ms, user, item }, .. } => {
-            // Whoever asks for it to be written writes it as it was.
+            // The record of a repeated answer has the time of the first purchase.
             let kind = RecordKind::Purchase;
             let record = Record { kind, number, user, item, at_ms: purchased_ms, expires_ms: 0 };
             Told::Outcome(Outcome::AlreadyPurchased { item }, Some(record))

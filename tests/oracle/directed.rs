@@ -89,7 +89,7 @@ fn what_found_no_place_is_expected_in_the_ledger() {
 
 #[test]
 fn more_expired_holds_than_a_call_takes_back() {
-    // All is held; what expires at once is taken back by 256, by whoever comes.
+    // All items are held, and expire at the same moment; each later checkout takes 256 of them back.
     let items = 2 * BOUND + 10;
     let (mut bench, terms) = opened(items, 1_000);
     for from in [0, BOUND] {
@@ -134,7 +134,7 @@ fn a_users_expired_holds_behind_those_that_a_call_takes_back() {
 
 #[test]
 fn more_purchased_holds_than_a_call_drops() {
-    // All but the last are redeemed: whoever is sold out has to hear of the last one's expiry.
+    // All but the last are redeemed: an answer `sold_out` has to name the last one's expiry.
     let items = 2 * BOUND + 1;
     let (mut bench, terms) = opened(items, 1_000);
     for from in [0, BOUND] {

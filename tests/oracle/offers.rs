@@ -103,7 +103,7 @@ pub fn play(bench: &mut Bench, case: &Case) -> Result<(), String> {
     let mut wanted = String::from("K ");
     for (purchase, number, user, taken) in &case.late {
         let taken_ms = START_MS + taken * 5;
-        // A hold has one user and one item, whoever speaks of it.
+        // A hold has one user and one item, in each record of it.
         let user = model.holds.get(&HoldNumber(*number)).map_or(id(USERS[*user]), |hold| hold.user);
         let item = model.holds.get(&HoldNumber(*number)).map_or(id(ITEMS[0]), |hold| hold.item);
         let (mark, taken_ms, expires_ms, bought) =

@@ -74,7 +74,7 @@ impl State {
         same("status", self.fields.get("status").map(String::as_str), Some("open"))?;
         same("held", held, self.count(HoldState::Held))?;
         same("purchased", purchased, self.count(HoldState::Purchased))?;
-        // Of some holds nobody remembers more than the purchase.
+        // Of some holds no more than the purchase is known.
         let known = self.holds.values().filter(|hold| hold.expires_ms > 0).count();
         same("taken", self.number("taken"), known as u64)?;
         same("free + held + purchased", self.number("free") + held + purchased, terms.items.max(held + purchased))?;

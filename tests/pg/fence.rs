@@ -122,7 +122,7 @@ fn an_idle_opener_loses_the_lock() {
     assert!(one.lock_opening(SOON, false).unwrap());
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(4) {
-        // Whoever works keeps it.
+        // An opener that makes calls keeps the lock.
         one.still_opening().unwrap();
         std::thread::sleep(Duration::from_millis(500));
     }

@@ -39,7 +39,7 @@ fn an_opener_frozen_in_the_middle() {
     let (mut barrier, mut watch) = (stack.postgres().client(), stack.postgres().client());
     let mut second = None;
     drive(&[opener.addr()], &history, || {
-        // Somebody who does not let go of the epoch keeps the opener in the middle.
+        // A session that does not leave the epoch keeps the opener in the middle of its steps.
         barrier.batch_execute("SELECT pg_advisory_lock_shared(1718812674, 1)").unwrap();
         stack.redis().wipe();
         // By a connection that is there already: the opener is in the middle for two seconds at most.
@@ -147,7 +147,7 @@ fn what_fits_no_more_is_kept_apart() {
     buy(far.addr(), &history, 20);
     stack.redis().wipe();
     sells_at(near.addr(), &history);
-    // Nobody else knows of the twenty: their items are sold once more.
+    // No other instance, and no server, knows of the twenty: their items are sold once more.
     buy(near.addr(), &history, 30);
     assert_eq!(history.granted(), 40 + 1 + 58);
     far.says("the ledger does not take records", GOING_ON);
@@ -282,7 +282,7 @@ fn the_settings_of_the_newest_start_apply_to_sales_that_have_not_begun() {
     poll("the ledger's terms in Redis", GOING_ON, || (state() == [50, 50, 9, 60_000]).then_some(()));
     app.says("has started later than this one", GOING_ON);
     other.says("items 5 → 50, user limit 2 → 9, hold time 3600000 → 60000 ms", GOING_ON);
-    // Nobody changes them back, and nothing was in doubt.
+    // No instance changes them back, and no loss was suspected.
     assert_eq!(planned(true), [[50, 9, 60_000]; 2]);
     assert_eq!(fence(&mut stack).0, 1);
     assert_eq!(app.last_words().matches("has started later than this one").count(), 1);

@@ -1,9 +1,9 @@
-//! Sales of many rows: however many there are to write or to read, nobody waits longer than it takes to read them.
+//! Sales of many rows: however many there are to write or to read, no instance waits longer than it takes to read them.
 
 use super::*;
 use crate::support::servers::{Mode, Stack};
 
-/// A day's sale with room for many holds that nobody took through the service.
+/// A day's sale with room for many holds that are not taken through the service.
 fn large(items: u64) -> Terms {
     Terms { items, ..plenty() }
 }
@@ -59,7 +59,7 @@ fn a_loss_in_the_midst_of_reconciliation() {
     apps.iter().for_each(App::resume);
     let mut client = stack.postgres().client();
     poll("rows that are written", GOING_ON * 6, || (rows(&mut client) > 10_000).then_some(()));
-    // Whoever has to open or to rebuild a sale does not wait for it.
+    // An instance that has to open or to rebuild a sale does not wait for it.
     let is_free: bool = client.query_one("SELECT pg_try_advisory_xact_lock(1718812675, 0)", &[]).unwrap().get(0);
     assert!(is_free, "the openers' lock is free while rows are written");
     stack.redis().wipe();

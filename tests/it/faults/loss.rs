@@ -15,7 +15,7 @@ fn wiped() {
     let mut stack = Stack::new(Mode::Distributed);
     let (terms, history) = (plenty(), History::default());
     let app = with_terms(stack.app(), &terms).start();
-    // Another instance that nobody asks anything: it has to notice by itself.
+    // Another instance that gets no requests: it has to notice by itself.
     let idle = with_terms(stack.app(), &terms).start();
     let ledger = stack.ledger();
     under_load(&[&app], &history, &ledger, &terms, || stack.redis().wipe());
@@ -29,7 +29,7 @@ fn wiped_when_all_is_sold() {
     let terms = Terms { items: 10_000, user_limit: 10, ..plenty() };
     let history = History::default();
     let app = with_terms(stack.app(), &terms).start();
-    // Whoever rebuilds has to wait for the other one.
+    // The instance that rebuilds has to wait for the other one.
     let other = with_terms(stack.app(), &terms).start();
     let sold_out = |shopper: &mut Shopper<'_>| {
         let told = shopper.checkout(&format!("u{}", fastrand::u32(..2000)), "i");
@@ -141,7 +141,7 @@ fn demoted_under_open_connections() {
     let Replicated { mut stack, replica, proxy, app } = Replicated::start(&terms);
     let ledger = stack.ledger();
     under_load(&[&app], &history, &ledger, &terms, || {
-        // As a service's name or a floating address does it: nobody cuts what is open.
+        // As with a service's name or a floating address: open connections are not cut.
         replica.promote();
         proxy.point(replica.addr());
         stack.redis().replica_of(&replica);
@@ -154,7 +154,7 @@ fn two_masters_and_connections_to_both() {
     let (terms, history) = (plenty(), History::default());
     let Replicated { mut stack, replica, proxy, app } = Replicated::start(&terms);
     sells_at(app.addr(), &history);
-    // The old master lives on, and whoever is connected to it stays so.
+    // The old master lives on, and clients that are connected to it stay connected.
     replica.promote();
     proxy.point(replica.addr());
     let other = with_terms(stack.app().env("REDIS_ADDR", proxy.addr()), &terms).start();
@@ -163,7 +163,7 @@ fn two_masters_and_connections_to_both() {
     let mut client = stack.postgres().client();
     let mut epoch = || client.query_one("SELECT number FROM ledger_fence", &[]).unwrap().get::<_, i64>(0);
     let settled = epoch();
-    // Those that nobody asks anything leave the old one as well.
+    // Workers that get no requests leave the old master as well.
     poll("the old master alone", GOING_ON, || {
         let clients: String = redis::cmd("CLIENT").arg("LIST").query(&mut stack.redis_ref().connection()).unwrap();
         (clients.lines().count() == 1).then_some(())

@@ -51,7 +51,7 @@ fn an_ended_sale_is_settled_however_late() {
     let code = app.client().code("u", "lamp");
     assert_eq!(app.client().purchase(&code).status, 200);
     assert_eq!(app.terminate(), 0);
-    // As if its records had never been written, the sale had been three days ago, and nobody had been there since.
+    // As if its records had never been written, the sale had been three days ago, and no instance had run since.
     let sale = clock::sale(terms.sale_seconds);
     let old = sale - 3 * 86_400;
     let mut ledger = stack.postgres().client();

@@ -108,7 +108,7 @@ fn acknowledged_by_the_ledger() {
     stack.postgres().stop_immediate();
     let mut patient = ask_later(app.addr(), &code);
     assert_eq!(patient.join().unwrap(), 503);
-    // Redis knows that it was bought; the ledger does not, so nobody hears of it.
+    // Redis knows that it was bought; the ledger does not, so no shopper is told.
     patient = ask_later(app.addr(), &code);
     assert_eq!(patient.join().unwrap(), 503);
     stack.postgres().start_again();

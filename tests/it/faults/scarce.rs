@@ -21,7 +21,7 @@ fn sell_out(addrs: &[SocketAddr], history: &History, terms: &Terms, fault: impl 
                 std::thread::sleep(Duration::from_millis(5));
                 (!matches!(shopper.purchase(&code), Told::Lost(_))).then_some(())
             }),
-            // Nobody to buy from, or nothing: some pace keeps the history small.
+            // No server answers, or no item is free: a pause keeps the history small.
             _ => std::thread::sleep(Duration::from_millis(5)),
         };
         true
@@ -73,7 +73,8 @@ fn wiped_while_postgres_is_away() {
         poll("nearly all of it", SOLD_OUT, || (history.granted() > 2 * terms.items - 100).then_some(()));
         stack.redis().wipe();
         stack.postgres().start_again();
-        // One of them is back when the other has closed already, and nobody's lock says that it has something to write.
+        // One of them comes back when the other has closed the epoch already, and no lock shows that it has something to
+        // write.
         poll("an epoch that is being closed", GOING_ON, || fence(&mut stack).1.is_empty().then_some(()));
         postgres.hold(false);
     });
@@ -162,7 +163,8 @@ fn late_purchases_of_an_ended_sale_are_counted() {
     buy(far.addr(), &history, 300);
     stack.redis().wipe();
     sells_at(near.addr(), &history);
-    // Nobody else knows of the 300, so most of them are sold once more; not all, so that some of the late ones fit.
+    // No other instance, and no server, knows of the 300, so most of them are sold once more; not all, so that some of the
+    // late ones fit.
     buy(near.addr(), &history, 249);
     let end = sale + terms.sale_seconds;
     poll("the sale's end", Duration::from_secs(25), || (clock::now() > end as f64 + 0.5).then_some(()));

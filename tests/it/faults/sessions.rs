@@ -1,4 +1,4 @@
-//! Sessions with Postgres that end in silence, while Postgres itself is well: nobody is told of anything.
+//! Sessions with Postgres that end in silence, while Postgres itself is well: neither side is told.
 
 use super::*;
 use crate::support::http::Client;

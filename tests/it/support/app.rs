@@ -248,7 +248,7 @@ impl App {
         *self = self.builder.start();
     }
 
-    /// Waits for the first answer. A server opens its sale before it listens, so whoever is answered can buy.
+    /// Waits for the first answer. A server opens its sale before it listens, so a client that is answered can buy.
     fn until_ready(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + START;
         while Instant::now() < deadline {

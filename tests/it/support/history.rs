@@ -154,7 +154,7 @@ fn told(answer: io::Result<Answer>, field: &str) -> Told {
 }
 
 /// Drives `shoppers` concurrent clients, each with a connection of its own to one of `addrs`, calling `step` until it
-/// returns false or somebody calls [`Shopper::stop_all`]. Meanwhile `beside` runs on the caller's thread.
+/// returns false or a caller has called [`Shopper::stop_all`]. Meanwhile `beside` runs on the caller's thread.
 pub fn load(
     addrs: &[SocketAddr],
     shoppers: usize,
@@ -164,7 +164,7 @@ pub fn load(
 ) {
     let stop = AtomicBool::new(false);
     let (stop, step) = (&stop, &step);
-    // Should `beside` panic, the scope would wait for shoppers that nobody stops.
+    // If `beside` panics, the scope would wait for shoppers that are never stopped.
     struct StopAtEnd<'a>(Option<&'a AtomicBool>);
     impl Drop for StopAtEnd<'_> {
         fn drop(&mut self) {

@@ -186,7 +186,7 @@ fn template() -> &'static Path {
         std::fs::create_dir_all(keep).expect("make the build's temporary folder");
         let staged = tempfile::Builder::new().prefix("postgres-").tempdir_in(keep).expect("make a folder");
         run(Command::new("cp").arg("-a").arg(dir.path().join("data")).arg(staged.path()));
-        // Somebody else may have been faster: his is as good.
+        // Another process may have been faster: its folder is as good.
         if let Err(e) = std::fs::rename(staged.path().join("data"), &made) {
             assert!(made.is_dir(), "cannot keep {}: {e}", made.display());
         }

@@ -47,7 +47,7 @@ pub fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-/// Whether somebody listens on `port`.
+/// Whether a process listens on `port`.
 pub fn listens(port: u16) -> bool {
     TcpStream::connect_timeout(&local(port), Duration::from_secs(1)).is_ok()
 }

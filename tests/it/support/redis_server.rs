@@ -147,7 +147,7 @@ impl Redis {
             let pong = self.try_connection().and_then(|mut c| redis::cmd("PING").query::<String>(&mut c));
             pong.is_ok().then_some(true)
         });
-        // Somebody else's Redis may have answered for one that could not bind and is about to end.
+        // Another Redis on this port may have answered, while this one could not bind and is about to end.
         let ours = up && self.process_id() == Some(program.pid());
         self.program = ours.then_some(program);
         ours

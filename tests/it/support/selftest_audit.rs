@@ -106,7 +106,7 @@ fn violations_of_limits() {
 
 #[test]
 fn load_stops_and_loses_nothing() {
-    // Nobody accepts: every request is lost, and is written down as such.
+    // No socket accepts: every request is lost, and is written down as such.
     let closed = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
     let (history, rounds) = (History::default(), AtomicU64::new(0));
     let step = |shopper: &mut super::history::Shopper<'_>| {
