@@ -18,30 +18,28 @@ pub const CONNECTIONS: [usize; 6] = [10, 50, 200, 500, 1_000, 2_000];
 /// Throughput and p99 (ms) of *sell* and *sold out* against connections: at each number of connections, the programs in
 /// turn, and the medians.
 pub fn connections(
-    servers: &mut Servers,
+    servers: &mut Vec<Servers>,
     subject: &dyn Fn(Kind) -> Subject,
     places: &[usize],
     extent: Extent,
 ) -> Result<(Vec<Line>, Vec<Line>), String> {
     let asked = [
-        ("sell", Ask::Sell, subject(Kind::Service)),
-        ("sell", Ask::Sell, subject(Kind::Axum)),
-        ("sold out", Ask::SoldOut, subject(Kind::Service)),
-        ("sold out", Ask::SoldOut, subject(Kind::Hello)),
+        ("sell", Ask::Sell, [subject(Kind::Service), subject(Kind::Axum)]),
+        ("sold out", Ask::SoldOut, [subject(Kind::Service), subject(Kind::Hello)]),
     ];
-    let line = |(name, _, subject): &(&str, Ask, Subject)| Line {
-        name: format!("{name}: {}", subject.name),
-        points: Vec::new(),
+    let line = |(name, _, subjects): &(&str, Ask, [Subject; 2])| {
+        subjects.clone().map(|subject| Line { name: format!("{name}: {}", subject.name), points: Vec::new() })
     };
-    let mut rates: Vec<Line> = asked.iter().map(line).collect();
-    let mut latencies: Vec<Line> = asked.iter().map(line).collect();
+    let mut rates: Vec<Line> = asked.iter().flat_map(line).collect();
+    let mut latencies: Vec<Line> = asked.iter().flat_map(line).collect();
     for connections in places.iter().copied() {
         let mut samples = [const { Vec::new() }; 4];
         for _ in 0..extent.rounds {
-            for ((_, ask, subject), samples) in asked.iter().zip(&mut samples) {
-                let (ask, mode) = (*ask, Mode::Closed { depth: 1 });
-                let workload = Workload { name: "connections curve", ask, mode, connections, subjects: Vec::new() };
-                samples.push(crate::again(&workload, servers, subject, extent)?);
+            for ((_, ask, subjects), samples) in asked.iter().zip(samples.chunks_mut(2)) {
+                let (ask, mode, subjects) = (*ask, Mode::Closed { depth: 1 }, subjects.to_vec());
+                let workload = Workload { name: "connections curve", ask, mode, connections, subjects };
+                let round = crate::round(&workload, servers, extent)?;
+                samples.iter_mut().zip(round).for_each(|(samples, sample)| samples.push(sample));
             }
         }
         for ((samples, rate), p99) in samples.iter().zip(&mut rates).zip(&mut latencies) {
@@ -66,13 +64,14 @@ pub fn rows(servers: &mut Servers, service: &Subject, rows: u64, extent: Extent)
         threads: extent.threads,
         mode: Mode::Closed { depth: 1 },
         requests: &requests,
+        from: 0,
         duration: Some(Duration::from_secs_f64(extent.seconds)),
         expected: &expected,
         keep_codes: false,
     };
     let pids = [running.pid(), servers.redis().pid(), servers.postgres_pid()];
     let mut lines = ["service", "Redis", "Postgres"].map(|name| Line { name: name.into(), points: Vec::new() });
-    let (mut sold, mut unanswered) = (0, 0);
+    let mut sold = 0;
     while sold < rows {
         machine::settle(&pids);
         let meter = Meter::start(pids);
@@ -83,9 +82,8 @@ pub fn rows(servers: &mut Servers, service: &Subject, rows: u64, extent: Extent)
             line.points.push((middle, cpu));
         }
         sold += heard.count();
-        unanswered += 200;
         eprintln!("  {sold} rows: {:.0} a second", heard.rate());
     }
-    running.rows(servers, "checkout_attempts", sold + 1, unanswered)?;
+    running.rows(servers, "checkout_attempts", sold + 1, 0)?;
     Ok(lines.into())
 }

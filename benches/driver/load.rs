@@ -50,7 +50,9 @@ pub struct Load<'a> {
     pub mode: Mode,
     /// What is asked.
     pub requests: &'a Requests,
-    /// How long; `None`: until each of the requests was answered once.
+    /// The index of the first request of the first thread; the other threads begin at equal distances.
+    pub from: usize,
+    /// For how long requests are sent; all that were sent are answered. `None`: each of the requests once.
     pub duration: Option<Duration>,
     /// The answers that may come.
     pub expected: &'a [Expected],
@@ -77,6 +79,24 @@ pub struct Answers {
 }
 
 impl Heard {
+    /// Nothing yet, of `kinds` kinds of answers.
+    pub fn nothing(kinds: usize) -> Heard {
+        let answers = (0..kinds).map(|_| Answers { last: Duration::ZERO, latency: histogram() }).collect();
+        Heard { elapsed: Duration::ZERO, answers, codes: Vec::new() }
+    }
+
+    /// Adds what was heard afterwards, by a load of the same kinds of answers.
+    pub fn then(&mut self, later: &Heard) {
+        for (sum, part) in self.answers.iter_mut().zip(&later.answers) {
+            if !part.latency.is_empty() {
+                sum.last = self.elapsed + part.last;
+            }
+            sum.latency.add(&part.latency).expect("one shape of histogram");
+        }
+        self.elapsed += later.elapsed;
+        self.codes.extend(&later.codes);
+    }
+
     /// How many answers came.
     pub fn count(&self) -> u64 {
         self.answers.iter().map(|answers| answers.latency.len()).sum()
@@ -133,7 +153,7 @@ impl Load<'_> {
 
 /// A connection's room for answers: 16 pipelined ones of about 250 bytes, twice.
 const INPUT: usize = 16 << 10;
-/// How long the last answers of an open loop may take.
+/// How long the last answers may take.
 const LAST: Duration = Duration::from_secs(5);
 
 struct Connection {
@@ -178,16 +198,15 @@ impl<'a> Thread<'a> {
 
     fn prepare(load: &'a Load<'a>, number: usize) -> Result<Thread<'a>, String> {
         let share = |all: usize| all * (number + 1) / load.threads - all * number / load.threads;
-        let answers = load.expected.iter().map(|_| Answers { last: Duration::ZERO, latency: histogram() }).collect();
         let mut thread = Thread {
             load,
             epoll: epoll::create(CreateFlags::CLOEXEC).map_err(|e| format!("epoll: {e}"))?,
             connections: Vec::new(),
             start: Instant::now(),
-            next: load.requests.len() * number / load.threads,
+            next: (load.from + load.requests.len() * number / load.threads) % load.requests.len().max(1),
             left: if load.duration.is_none() { share(load.requests.len()) } else { usize::MAX },
             out: Vec::new(),
-            heard: Heard { elapsed: Duration::ZERO, answers, codes: Vec::new() },
+            heard: Heard::nothing(load.expected.len()),
             idle: Vec::new(),
         };
         for at in 0..share(load.connections) {
@@ -216,8 +235,11 @@ impl<'a> Thread<'a> {
         while open > 0 {
             self.wait(&mut events, Duration::from_millis(100))?;
             if let Some(duration) = self.load.duration.filter(|duration| self.start.elapsed() >= *duration) {
-                self.heard.elapsed = duration;
-                return Ok(());
+                // No more requests; those on their way are answered.
+                self.left = 0;
+                if self.start.elapsed() > duration + LAST {
+                    return Err(format!("{open} connections were not answered within {LAST:?}"));
+                }
             }
             for event in events.drain(..) {
                 let at = event.data.u64() as usize;

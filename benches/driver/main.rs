@@ -1,7 +1,7 @@
 //! The whole service under load, beside programs to compare it with: `benches/saturation`.
 //!
-//! Owns the arguments and the order of the run. Every workload runs A B A B in one go against its references, on servers
-//! that this program starts itself; each answer is checked, and the run fails at the first wrong one. What it prints is
+//! Owns the arguments and the order of the run. In every workload the programs run side by side and
+//! take the load in turn, A B B A, each on servers that this program starts itself; each answer is checked, and the run fails at the first wrong one. What it prints is
 //! Markdown; the pictures are SVGs. Everything runs on this machine, so the generator takes its share of the CPUs: the
 //! figures of two programs can be compared with each other, and not with those of another set-up.
 
@@ -138,34 +138,37 @@ fn chosen(arguments: &Arguments, places: &Places) -> Result<Vec<Workload>, Strin
     Ok(all)
 }
 
-/// A sample; a new one if the machine was so slow that a program refused to decide (503), three at most.
-fn again(
-    workload: &Workload,
-    servers: &mut Servers,
-    subject: &Subject,
-    extent: Extent,
-) -> Result<workloads::Sample, String> {
+/// Servers for each of `count` programs that run side by side; they are started when they are first needed.
+fn enough(servers: &mut Vec<Servers>, count: usize, test: bool) -> &mut [Servers] {
+    while servers.len() < count {
+        servers.push(Servers::start(test));
+    }
+    &mut servers[..count]
+}
+
+/// A round; a new one if the machine was so slow that a program refused to decide (503), three at most.
+fn round(workload: &Workload, servers: &mut Vec<Servers>, extent: Extent) -> Result<Vec<workloads::Sample>, String> {
+    let servers = enough(servers, workload.subjects.len(), extent.test);
     for _ in 0..2 {
-        match workload.sample(servers, subject, extent) {
+        match workload.round(servers, extent) {
             Err(why) if why.contains("\"unavailable\"") => eprintln!("saturation: taken again: {why}"),
             other => return other,
         }
     }
-    workload.sample(servers, subject, extent)
+    workload.round(servers, extent)
 }
 
-fn measure(workload: &Workload, servers: &mut Servers, extent: Extent) -> Result<Measured, String> {
+fn measure(workload: &Workload, servers: &mut Vec<Servers>, extent: Extent) -> Result<Measured, String> {
     let mut subjects: Vec<(String, Vec<workloads::Sample>)> =
         workload.subjects.iter().map(|subject| (subject.name.clone(), Vec::new())).collect();
-    for round in 1..=extent.rounds {
-        for (subject, (name, samples)) in workload.subjects.iter().zip(&mut subjects) {
-            let sample = again(workload, servers, subject, extent)?;
+    for number in 1..=extent.rounds {
+        for (sample, (name, samples)) in round(workload, servers, extent)?.into_iter().zip(&mut subjects) {
             let cpu: Vec<String> = sample.cpu.iter().map(|cpu| format!("{cpu:.1}")).collect();
             let (p99, rate) = (report::quantile(&sample.latency, 0.99), report::thousands(sample.rate));
             let stolen =
                 if sample.stolen > 0.01 { format!(", {:.0} % stolen", sample.stolen * 100.0) } else { String::new() };
             eprintln!(
-                "  {round}/{} {}: {name}: {rate} a second, p99 {p99:.2} ms, CPU {}{stolen}",
+                "  {number}/{} {}: {name}: {rate} a second, p99 {p99:.2} ms, CPU {}{stolen}",
                 extent.rounds,
                 workload.name,
                 cpu.join(" ")
@@ -176,7 +179,7 @@ fn measure(workload: &Workload, servers: &mut Servers, extent: Extent) -> Result
     Ok(Measured { workload: workload.name.to_owned(), subjects })
 }
 
-fn draw_curves(arguments: &Arguments, places: &Places, servers: &mut Servers, out: &Path) -> Result<(), String> {
+fn draw_curves(arguments: &Arguments, places: &Places, servers: &mut Vec<Servers>, out: &Path) -> Result<(), String> {
     let extent = arguments.extent();
     let rounds = if arguments.quick { 1 } else { extent.rounds.min(3) };
     let short = Extent { seconds: extent.seconds.min(2.0), rounds, ..extent };
@@ -190,6 +193,7 @@ fn draw_curves(arguments: &Arguments, places: &Places, servers: &mut Servers, ou
     };
     let connections: &[usize] = if arguments.test { &curves::CONNECTIONS[..1] } else { &curves::CONNECTIONS };
     let (rates, latencies) = curves::connections(servers, &|kind| places.subject(kind), connections, short)?;
+    let servers = &mut enough(servers, 1, extent.test)[0];
     let costs = curves::rows(servers, &places.subject(Kind::Service), rows, short)?;
     for (name, picture) in [
         ("connections-throughput", report::connections_picture("Throughput", "requests a second", false, &rates)),
@@ -266,7 +270,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     let out = arguments.out.clone().unwrap_or(default);
     let workloads = chosen(arguments, &places)?;
     raise_file_limit();
-    let mut servers = Servers::start(extent.test);
+    let mut servers = Vec::new();
     let mut text = format!("{}\n{}", provenance(), report::HEAD);
     let (mut all, mut sales) = (Vec::new(), String::new());
     for workload in &workloads {
@@ -278,7 +282,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     text += &format!("\n{sales}");
     let alone = arguments.against.is_none();
     if alone && arguments.wants("floors") {
-        text += &format!("\n{}", measure_floors(arguments, &places, &mut servers)?);
+        text += &format!("\n{}", measure_floors(arguments, &places, &mut enough(&mut servers, 1, extent.test)[0])?);
     }
     if alone && arguments.wants("curves") {
         draw_curves(arguments, &places, &mut servers, &out)?;

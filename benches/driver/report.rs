@@ -1,7 +1,8 @@
 //! Samples into tables and pictures.
 //!
-//! Owns medians, ratios and the writing of both. A ratio is the median of the ratios of the rounds, each of which puts
-//! two samples side by side that were taken one after the other: what changes slowly on the machine cancels out.
+//! Owns medians, ratios and the writing of both. A ratio of rates is the median over all slices, each of which is put beside
+//! the other program's slice that was taken just before or after it: what changes slowly on the machine cancels out. CPU time
+//! comes in ticks that are too coarse for a slice, so its ratio is the median over the rounds.
 
 use crate::floors::Floor;
 use crate::svg::{self, Axis, Line};
@@ -44,9 +45,15 @@ pub fn thousands(value: f64) -> String {
     out
 }
 
-/// A ratio of two subjects' figures, by rounds: the median.
-fn ratio(first: &[Sample], other: &[Sample], of: impl Fn(&Sample) -> f64) -> f64 {
-    median(first.iter().zip(other).map(|(a, b)| of(a) / of(b)))
+/// The ratio of two programs' rates: the median over the slices.
+fn rate_ratio(first: &[Sample], other: &[Sample]) -> f64 {
+    let rounds = first.iter().zip(other);
+    median(rounds.flat_map(|(a, b)| a.rates.iter().zip(&b.rates).map(|(a, b)| a / b)))
+}
+
+/// The ratio of two programs' own CPU time a request: the median over the rounds.
+fn cpu_ratio(first: &[Sample], other: &[Sample]) -> f64 {
+    median(first.iter().zip(other).map(|(a, b)| a.cpu[1] / b.cpu[1]))
 }
 
 /// The head of the table of all workloads.
@@ -68,8 +75,7 @@ pub fn rows(measured: &Measured) -> String {
         let (faster, dearer) = if at == 0 {
             ("".into(), "".into())
         } else {
-            let cpu = ratio(first, samples, |sample| sample.cpu[1]);
-            (format!("{:.2}", ratio(first, samples, |sample| sample.rate)), format!("{cpu:.2}"))
+            (format!("{:.2}", rate_ratio(first, samples)), format!("{:.2}", cpu_ratio(first, samples)))
         };
         let workload = if at == 0 { measured.workload.as_str() } else { "" };
         let _ = writeln!(

@@ -127,7 +127,8 @@ impl Running {
         }
     }
 
-    /// Waits until the ledger has `granted` rows of `table` (`checkout_attempts` or `purchases`); not more than `extra` above.
+    /// Waits until the ledger has `granted` rows of `table` (`checkout_attempts` or `purchases`); not more than
+    /// `extra` above, which is how many requests were sent whose answers are not known.
     pub fn rows(&self, servers: &Servers, table: &str, granted: u64, extra: u64) -> Result<(), String> {
         let until = Instant::now() + Duration::from_secs(30);
         loop {

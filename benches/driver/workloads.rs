@@ -1,4 +1,4 @@
-//! The workloads, and one sample of one of them.
+//! The workloads, and a round of one of them: a sample of each of its programs.
 //!
 //! Owns what is asked in each, the answers that may come, and the figures of a sample. Invariant: a figure is given only if
 //! every answer was one that the workload expects and the ledger has a row for each that was granted.
@@ -52,6 +52,8 @@ pub struct Extent {
 pub struct Sample {
     /// Answers a second.
     pub rate: f64,
+    /// The same of each slice.
+    pub rates: Vec<f64>,
     /// Latencies, in microseconds.
     pub latency: Histogram<u64>,
     /// CPU microseconds a request: load generator, subject, Redis, Postgres.
@@ -88,6 +90,13 @@ const FEW: usize = 400;
 const WARM_UP: Duration = Duration::from_millis(300);
 /// Connections that prepare a sample.
 const PREPARING: usize = 100;
+/// How long a program has the load before the next one has it: shorter than the changes of a shared machine's speed.
+const SLICE: Duration = Duration::from_millis(250);
+const LONG_SLICE: Duration = Duration::from_secs(1);
+/// How long after the last answer the program's work for it may take: the service writes rows 20 ms later.
+const WRITTEN_AFTER: Duration = Duration::from_millis(40);
+/// Bytes of a code.
+const CODE: usize = 32;
 
 impl Ask {
     fn sale(self) -> Sale {
@@ -112,18 +121,156 @@ impl Ask {
     }
 }
 
-/// Rows that the ledger must have.
-#[derive(Clone, Copy, Default)]
-struct Granted {
-    holds: u64,
-    purchases: u64,
-    /// Requests that the load's end left without an answer.
-    unanswered: u64,
+/// A round: a sample of each of a workload's programs.
+///
+/// The programs run side by side, each on servers of its own, and take the load in turn, in slices: what changes on the
+/// machine from one second to the next meets all of them alike. The order turns around with each slice.
+impl Workload {
+    /// Takes a sample of each program. There are servers for each.
+    ///
+    /// # Errors
+    /// The answer that was not expected, or a ledger that has other rows than those that were granted.
+    pub fn round(&self, servers: &mut [Servers], extent: Extent) -> Result<Vec<Sample>, String> {
+        let slices = self.slices(extent);
+        let mut sides = Vec::new();
+        for (subject, servers) in self.subjects.iter().zip(servers) {
+            let side = Side::start(self, subject, servers, extent, slices);
+            sides.push(side.map_err(|wrong| format!("{}, {}: {wrong}", self.name, subject.name))?);
+        }
+        for slice in 0..slices {
+            let order: Vec<usize> = (0..sides.len()).collect();
+            let order = if slice % 2 == 0 { order } else { order.into_iter().rev().collect() };
+            for at in order {
+                let side = &mut sides[at];
+                side.slice(slice, slices).map_err(|wrong| format!("{}, {}: {wrong}", self.name, side.subject.name))?;
+            }
+        }
+        let end = |side: Side<'_>| {
+            let name = side.subject.name.as_str();
+            side.end().map_err(|wrong| format!("{}, {name}: {wrong}", self.name))
+        };
+        sides.into_iter().map(end).collect()
+    }
+
+    /// How many slices a sample has.
+    fn slices(&self, extent: Extent) -> usize {
+        let slice = match self.mode {
+            Mode::Closed { .. } | Mode::OneEach => SLICE,
+            // A sale's end must be within one, and a stall of the open loop too.
+            Mode::Shopping | Mode::Open { .. } => LONG_SLICE,
+        };
+        if extent.test { 1 } else { ((extent.seconds / slice.as_secs_f64()).round() as usize).max(1) }
+    }
 }
 
-impl Granted {
-    fn add(&mut self, expected: &[Expected], heard: &Heard) {
-        for (answer, heard) in expected.iter().zip(&heard.answers) {
+/// A program of a round, and what it has done so far.
+struct Side<'a> {
+    workload: &'a Workload,
+    subject: &'a Subject,
+    servers: &'a Servers,
+    extent: Extent,
+    running: Running,
+    /// What is asked: one for all slices, or one for each where each request is asked once.
+    requests: Vec<Requests>,
+    /// Rows that the ledger must have.
+    holds: u64,
+    purchases: u64,
+    /// What the slices heard, together.
+    heard: Heard,
+    /// Answers a second in each slice.
+    rates: Vec<f64>,
+    /// CPU seconds of the slices: load generator, program, Redis, Postgres; and what was stolen of them.
+    cpu: [f64; 4],
+    stolen: f64,
+}
+
+impl<'a> Side<'a> {
+    /// Starts the program on empty servers and brings the sale to where the workload begins.
+    fn start(
+        workload: &'a Workload,
+        subject: &'a Subject,
+        servers: &'a mut Servers,
+        extent: Extent,
+        slices: usize,
+    ) -> Result<Side<'a>, String> {
+        servers.renew();
+        let running = subject.start(servers, workload.ask.sale(), extent.workers)?;
+        let heard = Heard::nothing(workload.ask.expected(subject.kind).len());
+        let mut side = Side {
+            workload,
+            subject,
+            servers,
+            extent,
+            running,
+            requests: Vec::new(),
+            // The check has bought one.
+            holds: 1,
+            purchases: 1,
+            heard,
+            rates: Vec::new(),
+            cpu: [0.0; 4],
+            stolen: 0.0,
+        };
+        side.requests = side.prepare(slices)?;
+        if !matches!(workload.ask, Ask::Purchase | Ask::Mixed) && !extent.test {
+            let warm = side.load(&side.requests[0], 0, Some(WARM_UP)).run()?;
+            side.grant(&warm);
+        }
+        if !extent.test {
+            machine::settle(&side.pids());
+        }
+        Ok(side)
+    }
+
+    /// What the load asks. The sale is brought to where it begins.
+    fn prepare(&mut self, slices: usize) -> Result<Vec<Requests>, String> {
+        match self.workload.ask {
+            Ask::SoldOut if self.subject.kind != Kind::Hello => {
+                self.running.expect("/checkout?user_id=late&id=lamp", 409, SOLD_OUT.body)?;
+            }
+            Ask::UserLimit => {
+                let requests = Requests::checkouts_of_each(FULL_USERS);
+                self.hold(&requests, false)?;
+                return Ok(vec![requests]);
+            }
+            Ask::Purchase => {
+                let codes = self.hold(&Requests::checkouts(self.extent.codes, 1), true)?.codes;
+                let bytes = (codes.len() / CODE).div_ceil(slices) * CODE;
+                return Ok(codes.chunks(bytes).map(Requests::purchases).collect());
+            }
+            _ => {}
+        }
+        let one_each = self.workload.mode == Mode::OneEach;
+        let make = if one_each { Requests::last_checkouts } else { Requests::checkouts };
+        Ok(vec![make(if self.extent.test { FEW } else { RING }, 1)])
+    }
+
+    /// Checkouts that are all granted, before the load.
+    fn hold(&mut self, requests: &Requests, keep_codes: bool) -> Result<Heard, String> {
+        let mode = Mode::Closed { depth: 1 };
+        let load = Load { connections: PREPARING, mode, expected: &[HELD], keep_codes, ..self.load(requests, 0, None) };
+        let heard = load.run()?;
+        self.holds += heard.count();
+        Ok(heard)
+    }
+
+    fn load<'l>(&'l self, requests: &'l Requests, from: usize, duration: Option<Duration>) -> Load<'l> {
+        Load {
+            address: self.running.address,
+            connections: self.workload.connections,
+            threads: self.extent.threads,
+            mode: self.workload.mode,
+            requests,
+            from,
+            duration,
+            expected: self.workload.ask.expected(self.subject.kind),
+            keep_codes: false,
+        }
+    }
+
+    /// Counts the rows that these answers say the ledger has.
+    fn grant(&mut self, heard: &Heard) {
+        for (answer, heard) in self.workload.ask.expected(self.subject.kind).iter().zip(&heard.answers) {
             match answer.body {
                 body if body == HELD.body => self.holds += heard.latency.len(),
                 body if body == BOUGHT.body => self.purchases += heard.latency.len(),
@@ -131,90 +278,51 @@ impl Granted {
             }
         }
     }
-}
 
-impl Workload {
-    /// Takes one sample of `subject`.
-    pub fn sample(&self, servers: &mut Servers, subject: &Subject, extent: Extent) -> Result<Sample, String> {
-        servers.renew();
-        let running = subject.start(servers, self.ask.sale(), extent.workers)?;
-        let in_this = |wrong: String| format!("{}, {}: {wrong}", self.name, subject.name);
-        let expected = self.ask.expected(subject.kind);
-        // The check has bought one.
-        let mut granted = Granted { holds: 1, purchases: 1, unanswered: 0 };
-        let requests = self.prepare(&running, subject, extent, &mut granted).map_err(in_this)?;
-        let counted = self.ask == Ask::Purchase || (extent.test && !matches!(self.mode, Mode::Open { .. }));
-        let duration = (!counted).then(|| Duration::from_secs_f64(extent.seconds));
-        let load = Load {
-            address: running.address,
-            connections: self.connections,
-            threads: extent.threads,
-            mode: self.mode,
-            requests: &requests,
-            duration,
-            expected,
-            keep_codes: false,
-        };
-        if !matches!(self.ask, Ask::Purchase | Ask::Mixed) && !extent.test {
-            let warm = Load { duration: Some(WARM_UP), ..load };
-            granted.add(expected, &warm.run().map_err(in_this)?);
-            granted.unanswered += self.outstanding();
-        }
-        let pids = [running.pid(), servers.redis().pid(), servers.postgres_pid()];
-        if !extent.test {
-            machine::settle(&pids);
-        }
-        let meter = Meter::start(pids);
-        let heard = load.run().map_err(in_this)?;
-        let sample = meter.stop(self.ask, heard, expected, &mut granted);
-        if duration.is_some() {
-            granted.unanswered += self.outstanding();
-        }
-        if subject.kind != Kind::Hello {
-            running.rows(servers, "checkout_attempts", granted.holds, granted.unanswered).map_err(in_this)?;
-            running.rows(servers, "purchases", granted.purchases, granted.unanswered).map_err(in_this)?;
-        }
-        Ok(sample)
+    fn pids(&self) -> [u32; 3] {
+        [self.running.pid(), self.servers.redis().pid(), self.servers.postgres_pid()]
     }
 
-    /// Requests that are on their way when time is up.
-    fn outstanding(&self) -> u64 {
-        let depth = if let Mode::Closed { depth } = self.mode { depth } else { 1 };
-        (self.connections * depth) as u64
+    /// Takes the load for a slice.
+    fn slice(&mut self, slice: usize, slices: usize) -> Result<(), String> {
+        let counted = self.workload.ask == Ask::Purchase
+            || (self.extent.test && !matches!(self.workload.mode, Mode::Open { .. }));
+        let duration = (!counted).then(|| Duration::from_secs_f64(self.extent.seconds / slices as f64));
+        let own = if self.requests.len() > 1 { slice } else { 0 };
+        let Some(requests) = self.requests.get(own) else { return Ok(()) };
+        // Each slice begins elsewhere, so that it does not meet the users of the last one.
+        let from = if self.requests.len() > 1 { 0 } else { slice * requests.len() / slices };
+        let meter = Meter::start(self.pids());
+        let heard = self.load(requests, from, duration).run()?;
+        let (cpu, stolen) = meter.stop(WRITTEN_AFTER);
+        self.grant(&heard);
+        self.rates.push(heard.rate());
+        self.heard.then(&heard);
+        self.cpu.iter_mut().zip(cpu).for_each(|(sum, part)| *sum += part);
+        self.stolen += stolen / slices as f64;
+        Ok(())
     }
 
-    /// Brings the sale to where the workload begins; the requests of the load.
-    fn prepare(
-        &self,
-        running: &Running,
-        subject: &Subject,
-        extent: Extent,
-        granted: &mut Granted,
-    ) -> Result<Requests, String> {
-        let mut ask = |requests: &Requests, keep_codes: bool| {
-            let (address, threads, mode) = (running.address, extent.threads, Mode::Closed { depth: 1 });
-            let (duration, expected) = (None, &[HELD][..]);
-            let connections = PREPARING;
-            let load = Load { address, connections, threads, mode, requests, duration, expected, keep_codes };
-            load.run().inspect(|heard| granted.add(expected, heard))
-        };
-        match self.ask {
-            Ask::SoldOut if subject.kind != Kind::Hello => {
-                running.expect("/checkout?user_id=late&id=lamp", 409, SOLD_OUT.body)?;
-            }
-            Ask::UserLimit => {
-                let requests = Requests::checkouts_of_each(FULL_USERS);
-                ask(&requests, false)?;
-                return Ok(requests);
-            }
-            Ask::Purchase => {
-                let heard = ask(&Requests::checkouts(extent.codes, 1), true)?;
-                return Ok(Requests::purchases(&heard.codes));
-            }
-            _ => {}
+    /// The sample, once the ledger has all rows.
+    fn end(self) -> Result<Sample, String> {
+        if self.subject.kind != Kind::Hello {
+            self.running.rows(self.servers, "checkout_attempts", self.holds, 0)?;
+            self.running.rows(self.servers, "purchases", self.purchases, 0)?;
         }
-        let make = if self.mode == Mode::OneEach { Requests::last_checkouts } else { Requests::checkouts };
-        Ok(make(if extent.test { FEW } else { RING }, 1))
+        let sale = (self.workload.ask == Ask::Mixed).then(|| {
+            let mut granted = histogram();
+            self.heard.answers.iter().take(2).for_each(|of| granted.add(&of.latency).expect("one shape"));
+            SaleFigures { sold_out_ms: self.heard.answers[0].last.as_secs_f64() * 1e3, granted }
+        });
+        let each = 1e6 / self.heard.count().max(1) as f64;
+        Ok(Sample {
+            rate: self.heard.rate(),
+            rates: self.rates,
+            latency: self.heard.latency(),
+            cpu: self.cpu.map(|seconds| seconds * each),
+            sale,
+            stolen: self.stolen,
+        })
     }
 }
 
@@ -227,41 +335,40 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// From here on: this process, the subject, Redis, Postgres.
+    /// From here on: this process, the program, Redis, Postgres.
     pub fn start(pids: [u32; 3]) -> Meter {
         Meter { pids, before: Meter::read(pids), stolen: machine::stolen(), begun: std::time::Instant::now() }
     }
 
     fn read(pids: [u32; 3]) -> [f64; 4] {
-        let [subject, redis, postgres] = pids.map(machine::used);
-        [machine::used_here(), subject, redis, postgres]
+        let [program, redis, postgres] = pids.map(machine::used);
+        [machine::used_here(), program, redis, postgres]
+    }
+
+    /// CPU seconds until `wait` after this moment, and the share of all CPUs that was stolen until now.
+    pub fn stop(&self, wait: Duration) -> ([f64; 4], f64) {
+        self.since(|| std::thread::sleep(wait))
     }
 
     /// CPU microseconds for each of `count`, once everything that was answered is written.
     pub fn each(&self, count: u64) -> ([f64; 4], f64) {
+        let (cpu, stolen) = self.since(|| machine::settle(&self.pids));
+        (cpu.map(|seconds| seconds * 1e6 / count.max(1) as f64), stolen)
+    }
+
+    fn since(&self, wait: impl FnOnce()) -> ([f64; 4], f64) {
         let elapsed = self.begun.elapsed().as_secs_f64();
         let stolen = (machine::stolen() - self.stolen) / elapsed / num_cpus();
         let here = machine::used_here();
-        machine::settle(&self.pids);
+        wait();
         let mut after = Meter::read(self.pids);
         // What this process did while it waited is not the load's.
         after[0] = here;
         let mut cpu = [0.0; 4];
         for ((cpu, after), before) in cpu.iter_mut().zip(after).zip(self.before) {
-            *cpu = (after - before) * 1e6 / count.max(1) as f64;
+            *cpu = after - before;
         }
         (cpu, stolen)
-    }
-
-    fn stop(&self, ask: Ask, heard: Heard, expected: &[Expected], granted: &mut Granted) -> Sample {
-        let (cpu, stolen) = self.each(heard.count());
-        granted.add(expected, &heard);
-        let sale = (ask == Ask::Mixed).then(|| {
-            let mut granted = histogram();
-            heard.answers.iter().take(2).for_each(|answers| granted.add(&answers.latency).expect("one shape"));
-            SaleFigures { sold_out_ms: heard.answers[0].last.as_secs_f64() * 1e3, granted }
-        });
-        Sample { rate: heard.rate(), latency: heard.latency(), cpu, sale, stolen }
     }
 }
 
