@@ -1,6 +1,8 @@
 //! The Postgres ledger against a real Postgres.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "pg/counting.rs"]
+mod counting;
 #[path = "pg/fence.rs"]
 mod fence;
 #[path = "pg/schema.rs"]

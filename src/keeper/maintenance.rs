@@ -12,6 +12,7 @@ use super::store::Counts;
 use super::time::is_due;
 use crate::domain::SaleId;
 use crate::inventory::ENDED_KEPT_MS;
+use crate::ledger::Decided;
 use crate::record::Counters;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -184,8 +185,8 @@ impl Maintenance {
             return Ok(None);
         }
         // Up to the same moment: rows of later decisions must not hide missing ones.
-        let (taken, purchased) = servers.ledger.counts(sale, known.upto_ms)?;
-        if known.taken > taken || known.purchased > purchased {
+        let decided = Decided { upto_ms: known.upto_ms, holds: known.taken, purchases: known.purchased };
+        if !servers.ledger.has_all(sale, &decided)? {
             return Ok(Some(known.upto_ms));
         }
         self.confirmed.insert(sale, known.upto_ms);

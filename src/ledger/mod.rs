@@ -190,12 +190,23 @@ pub trait Fence: Ledger {
     fn evict(&mut self, epoch: u64) -> Result<u64, LedgerError>;
 }
 
+/// How much of a sale was decided up to a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// The moment, unix milliseconds. What was decided in it is counted.
+    pub upto_ms: u64,
+    /// Holds whose checkout the ledger should have.
+    pub holds: u64,
+    /// Purchases.
+    pub purchases: u64,
+}
+
 /// The records of a ledger that several instances share, as the keeper reads and completes them. All calls block for
 /// seconds at most, then fail.
 pub trait SharedRecords: Ledger {
-    /// The numbers of checkouts and of purchases of `sale` in the ledger that were decided up to `upto_ms` (unix
-    /// milliseconds).
-    fn counts(&mut self, sale: SaleId, upto_ms: u64) -> Result<(u64, u64), LedgerError>;
+    /// Whether the ledger has as many rows of `sale` as were `decided`. Its cost does not grow with the rows that an earlier call
+    /// has counted, unless rows are missing.
+    fn has_all(&mut self, sale: SaleId, decided: &Decided) -> Result<bool, LedgerError>;
 
     /// Calls `each` for a page of the holds of `sale` whose numbers are above `after`, in their order. Returns the last
     /// number of the page, `None` if it was the last page. A page takes a fraction of a second.

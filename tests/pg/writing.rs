@@ -15,6 +15,11 @@ fn holds(ledger: &mut PostgresLedger) -> Vec<HoldRow> {
     rows
 }
 
+/// How many rows of holds and of purchases there are.
+fn counts(database: &Database) -> (i64, i64) {
+    (database.count("ledger_holds"), database.count("ledger_purchases"))
+}
+
 #[test]
 fn several_instances_start_at_once() {
     let database = Database::new();
@@ -109,7 +114,7 @@ fn rows_are_written_once_and_read_back() {
     // The same again, and with something new in it.
     append.append(&[&batch(1, Hold, [1, 2]), &batch(1, Purchase, [2, 3])]).unwrap();
     append.append(&[&batch(1, Hold, [2, 4]), &batch(1, Purchase, [4, 4])]).unwrap();
-    assert_eq!(ledger.counts(SALE, u64::MAX).unwrap(), (3, 3));
+    assert_eq!(counts(&database), (3, 3));
     let row = |number: u64, checkout: bool, purchased: bool| HoldRow {
         number: HoldNumber(number),
         user: record(Hold, number).user,
@@ -147,7 +152,7 @@ fn a_repeated_purchase_does_not_roll_back_the_rows_of_others() {
         retried.push_repeated(&record(Purchase, number));
     }
     append.append(&[&batch(1, Hold, 2..=20), &retried]).unwrap();
-    assert_eq!(ledger.counts(SALE, u64::MAX).unwrap(), (20, 2));
+    assert_eq!(counts(&database), (20, 2));
     // A COPY that is rolled back leaves its rows' places in the table unused.
     let places = |table: &str| -> Vec<String> {
         let query = format!("SELECT ctid::text AS place FROM {table} ORDER BY {table}.ctid");
@@ -160,7 +165,7 @@ fn a_repeated_purchase_does_not_roll_back_the_rows_of_others() {
     let mut lost = batch(1, Hold, []);
     (19..=22).for_each(|number| lost.push_repeated(&record(Hold, number)));
     append.append(&[&lost]).unwrap();
-    assert_eq!(ledger.counts(SALE, u64::MAX).unwrap(), (22, 2));
+    assert_eq!(counts(&database), (22, 2));
     ledger.raise(1, 2).unwrap();
     assert!(matches!(append.append(&[&lost]), Err(LedgerError::Stale { current: 2 })));
 }
@@ -191,7 +196,7 @@ fn many_rows_stream_in_order() {
     let numbers: Vec<u64> = holds(&mut ledger).iter().map(|row| row.number.0).collect();
     assert!(numbers.is_sorted());
     assert_eq!(numbers.len(), (0..30_000).filter(|n| n % 3 == 0 || n % 5 != 0).count());
-    assert_eq!(ledger.counts(SALE, u64::MAX).unwrap(), (24_000, 10_000));
+    assert_eq!(counts(&database), (24_000, 10_000));
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use crate::world::{Instance, State};
 use flashsale::domain::{HoldNumber, HoldRow, Record, RecordKind, Records, SaleId, Terms};
-use flashsale::ledger::{Epoch, Fence, Ledger, LedgerError, LedgerId, SaleRow, SharedRecords};
+use flashsale::ledger::{Decided, Epoch, Fence, Ledger, LedgerError, LedgerId, SaleRow, SharedRecords};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -284,12 +284,12 @@ impl Fence for SimLedger {
 }
 
 impl SharedRecords for SimLedger {
-    fn counts(&mut self, sale: SaleId, upto_ms: u64) -> Result<(u64, u64), LedgerError> {
+    fn has_all(&mut self, sale: SaleId, decided: &Decided) -> Result<bool, LedgerError> {
         Ok(self.call("counts of rows", |ledger| {
             let count = |table: &BTreeMap<(SaleId, HoldNumber), Record>| {
-                table.iter().filter(|((of, _), record)| *of == sale && record.at_ms <= upto_ms).count() as u64
+                table.iter().filter(|((of, _), record)| *of == sale && record.at_ms <= decided.upto_ms).count() as u64
             };
-            (count(&ledger.holds), count(&ledger.purchases))
+            count(&ledger.holds) >= decided.holds && count(&ledger.purchases) >= decided.purchases
         }))
     }
 

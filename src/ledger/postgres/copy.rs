@@ -4,6 +4,7 @@
 //! columns of `HOLDS` or of `PURCHASES` in that order. Public so that the benchmarks can time it. Leaves transactions to
 //! `write`.
 
+use super::tally::Tally;
 use crate::code::{Codes, MAX_SALE};
 use crate::domain::{HoldKey, HoldNumber, RecordKind, RecordRef, Records, SaleId};
 use crate::ledger::LedgerError;
@@ -19,7 +20,7 @@ const TRAILER: [u8; 2] = (-1i16).to_be_bytes();
 /// 2000-01-01, where Postgres' timestamps begin, in unix milliseconds.
 const EPOCH_MS: i64 = 946_684_800_000;
 /// The end of the year 9999: later than any real moment, and within a timestamp's range.
-const LAST_MS: u64 = 253_402_300_799_999;
+pub(super) const LAST_MS: u64 = 253_402_300_799_999;
 /// How many bytes a table's buffer keeps between two batches: some 25,000 rows.
 const KEEP_BYTES: usize = 4 << 20;
 
@@ -67,6 +68,8 @@ pub struct Rows {
     pub holds: Table,
     /// For the purchases' table.
     pub purchases: Table,
+    /// How many rows of both there are, by moment.
+    pub(super) tally: Tally,
 }
 
 impl Rows {
@@ -98,6 +101,7 @@ impl Rows {
     ) -> Result<(), OutOfRange> {
         let mut holds = self.holds.start();
         let mut purchases = self.purchases.start();
+        self.tally.clear();
         for batch in batches {
             let sale = i64::try_from(batch.sale.0).ok().filter(|sale| *sale as u64 <= MAX_SALE);
             let sale = sale.ok_or(OutOfRange::Sale(batch.sale))?;
@@ -105,6 +109,7 @@ impl Rows {
                 let number = record.number;
                 let hold = i64::try_from(number.0).map_err(|_| OutOfRange::Hold(number))?;
                 let code = codes.mint_block(HoldKey { sale: batch.sale, number });
+                self.tally.add(sale, record.at_ms, record.kind);
                 match record.kind {
                     RecordKind::Hold => {
                         row(&mut holds, 7, sale, hold, &code, &record);

@@ -19,6 +19,7 @@ mod reconnecting;
 mod records;
 mod schema;
 mod session;
+mod tally;
 mod tls;
 mod write;
 

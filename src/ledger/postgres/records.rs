@@ -1,21 +1,17 @@
 //! What the keeper asks Postgres about records, and the records that it writes itself.
 //!
-//! Owns the counts, the pages of holds, the rows that are added beside the writer, and the quarantine. Invariant: rows are added only
+//! Owns the pages of holds, the rows that are added beside the writer, and the quarantine. Invariant: rows are added only
 //! under the shared lock of their epoch, as the writer's are. Leaves to the keeper which records are missing, and which do not fit.
 
-use super::ledger::{PgTimestamp, PostgresLedger, number, signed};
-use super::{WRITE_LIMIT, write};
+use super::ledger::{PgTimestamp, PostgresLedger, signed};
+use super::{WRITE_LIMIT, tally, write};
 use crate::domain::{HoldKey, HoldNumber, RecordKind, Records, SaleId};
-use crate::ledger::{HoldRow, LedgerError, SharedRecords};
+use crate::ledger::{Decided, HoldRow, LedgerError, SharedRecords};
 
 impl SharedRecords for PostgresLedger {
-    fn counts(&mut self, sale: SaleId, upto_ms: u64) -> Result<(u64, u64), LedgerError> {
-        self.run(async move |wire| {
-            const COUNT: &str = "SELECT (SELECT count(*) FROM ledger_holds WHERE sale_id = $1 AND created_at <= $2), \
-                (SELECT count(*) FROM ledger_purchases WHERE sale_id = $1 AND created_at <= $2)";
-            let row = wire.client.query_one(COUNT, &[&signed(sale.0)?, &PgTimestamp::of(upto_ms)]).await?;
-            Ok((number(&row, 0)?, number(&row, 1)?))
-        })
+    fn has_all(&mut self, sale: SaleId, decided: &Decided) -> Result<bool, LedgerError> {
+        let decided = *decided;
+        self.run(async move |wire| tally::has_all(wire, sale, &decided).await)
     }
 
     fn page_of_holds(

@@ -22,6 +22,7 @@ const MIGRATIONS: &[Migration] = &[
         compatible_from: 1,
         sql: include_str!("../../../sql/postgres/0004_quarantine.sql"),
     },
+    Migration { name: "0005_tallies", compatible_from: 1, sql: include_str!("../../../sql/postgres/0005_tallies.sql") },
 ];
 
 /// Whether the version is noted, and whether all relations of the first version are there, which noted none. Read from the

@@ -7,6 +7,7 @@
 //! Leaves tables and statements to its users.
 
 use super::connect::ConnectSettings;
+use super::tally::Counted;
 use crate::ledger::LedgerError;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -107,11 +108,13 @@ pub(super) struct Backend {
     started: i64,
 }
 
-/// What work inside a session uses: the driver's client, and the statements that this session has prepared.
+/// What work inside a session uses: the driver's client, and what belongs to this session.
 pub(super) struct Wire {
     pub client: Client,
     /// The COPY statements of holds and of purchases, prepared on first use.
     pub copies: Option<(Statement, Statement)>,
+    /// What this session has counted.
+    pub counted: Counted,
 }
 
 type Driver = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
@@ -149,7 +152,7 @@ impl Session {
             }
         };
         let mut session = Session {
-            wire: Wire { client, copies: None },
+            wire: Wire { client, copies: None, counted: Counted::default() },
             driver: Some(Box::pin(driver)),
             runtime: Some(runtime),
             limit,

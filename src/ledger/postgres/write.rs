@@ -18,7 +18,7 @@ const PIECE_BYTES: usize = 64 << 10;
 /// Writes `rows` with COPY: a row that is there already is a unique violation, and no row is written. `Stale`, and no row
 /// written, unless each of `epochs` is the epoch in force.
 pub(super) async fn plain(wire: &mut Wire, epochs: &[u64], rows: &Rows) -> Result<(), Failure> {
-    begin(&wire.client, epochs).await?;
+    begin(&wire.client, epochs, &rows.tally.insert()).await?;
     let (holds, purchases) = copies(wire).await?;
     copy(&wire.client, &holds, &rows.holds).await?;
     copy(&wire.client, &purchases, &rows.purchases).await?;
@@ -29,7 +29,8 @@ pub(super) async fn plain(wire: &mut Wire, epochs: &[u64], rows: &Rows) -> Resul
 /// Writes those of `rows` that are not there yet and returns how many they were. Otherwise like [`plain`]; costs two to
 /// three times as much.
 pub(super) async fn staged(wire: &mut Wire, epochs: &[u64], rows: &Rows) -> Result<u64, Failure> {
-    begin(&wire.client, epochs).await?;
+    // Without a tally: it would have to leave out the rows that are there.
+    begin(&wire.client, epochs, "").await?;
     let mut new = 0;
     for (table, columns, rows) in
         [("ledger_holds", HOLDS, &rows.holds), ("ledger_purchases", PURCHASES, &rows.purchases)]
@@ -54,12 +55,13 @@ pub(super) async fn staged(wire: &mut Wire, epochs: &[u64], rows: &Rows) -> Resu
 }
 
 /// Begins a transaction that holds the shared lock of the first of `epochs` and has seen that all of them are the epoch in
-/// force. One round trip with separate statements: the epoch is read with a snapshot that is taken after the lock.
-async fn begin(client: &Client, epochs: &[u64]) -> Result<(), Failure> {
+/// force. One round trip with separate statements, of which `tally` is the last: the epoch is read with a snapshot that is taken
+/// after the lock.
+async fn begin(client: &Client, epochs: &[u64], tally: &str) -> Result<(), Failure> {
     let Some(first) = epochs.first() else { return Err(Failure::refused("no epoch to write under")) };
     let begin = format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
-         SELECT pg_advisory_xact_lock_shared({EPOCH_CLASS}, {}); SELECT number FROM ledger_fence",
+         SELECT pg_advisory_xact_lock_shared({EPOCH_CLASS}, {}); SELECT number FROM ledger_fence; {tally}",
         epoch_key(*first)?
     );
     let answers = client.simple_query(&begin).await?;
