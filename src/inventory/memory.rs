@@ -1,17 +1,21 @@
 //! One sale in memory: the embedded inventory's state, and the oracle that the Lua scripts are tested against.
 //!
-//! Owns the obvious version of every decision, written as plainly as can be. Invariants: held and purchased items are
+//! Owns the obvious version of every decision, written as plainly as can be; how holds are kept in little memory is in `holds` and
+//! `names`, which behave as plain maps. Invariants: held and purchased items are
 //! never more than the stock (save when the ledger itself says that more were purchased), and a user's share is the
 //! user's held and purchased items. Pure: time is passed in, and the sale's never goes back. Refuses to know clocks, threads,
 //! locks, Redis and the ledger.
 
+mod holds;
+mod names;
 #[cfg(test)]
 mod tests;
 
 use super::Progress;
 pub use crate::domain::HoldState;
 use crate::domain::{HoldKey, HoldNumber, HoldRow, Id, Outcome, Record, RecordKind, Terms};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use holds::{Change, Holds};
+use std::collections::BTreeSet;
 
 /// One hold of the sale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,17 +35,17 @@ pub struct Hold {
 /// A user's items.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Share {
-    held: u64,
-    purchased: u64,
+    held: u32,
+    purchased: u32,
 }
 
 impl Share {
     fn items(&self) -> u64 {
-        self.held + self.purchased
+        u64::from(self.held) + u64::from(self.purchased)
     }
 
     /// The count that a hold of `state` belongs to; an expired hold counts for no user.
-    fn count(&mut self, state: HoldState) -> Option<&mut u64> {
+    fn count(&mut self, state: HoldState) -> Option<&mut u32> {
         match state {
             HoldState::Held => Some(&mut self.held),
             HoldState::Purchased => Some(&mut self.purchased),
@@ -98,12 +102,12 @@ pub struct MemorySale {
     last_ms: u64,
     /// Where the clock has gone back behind that: what the clock and the sale's time were when this was noticed.
     slewed: Option<(u64, u64)>,
-    holds: BTreeMap<HoldNumber, Hold>,
+    holds: Holds,
     /// The holds that are `Held`, the one that expires first at the front.
     queue: BTreeSet<(u64, HoldNumber)>,
     purchased: u64,
-    /// The items of every user who has any.
-    users: HashMap<Id, Share>,
+    /// The items of each user, by the numbers that the users have in `holds`. A number that no user has any more has no items.
+    shares: Vec<Share>,
     dropped: u64,
 }
 
@@ -122,33 +126,36 @@ impl MemorySale {
             terms,
             last_ms: latest,
             slewed: None,
-            holds: BTreeMap::new(),
+            holds: Holds::default(),
             queue: BTreeSet::new(),
             purchased: 0,
-            users: HashMap::new(),
+            shares: Vec::new(),
             dropped: 0,
         };
-        let mut found: BTreeMap<HoldNumber, Hold> = BTreeMap::new();
+        let mut found = Holds::default();
         for row in rows {
             let state = match row.purchased_ms {
                 Some(_) => HoldState::Purchased,
                 None if row.expires_ms <= now_ms => HoldState::Expired,
                 None => HoldState::Held,
             };
-            if found.get(&row.number).is_none_or(|other| other.state < state) {
+            if found.get(row.number).is_none_or(|other| other.state < state) {
                 let HoldRow { number, user, item, taken_ms, expires_ms, .. } = row;
                 found.insert(number, Hold { user, item, taken_ms, expires_ms, state });
             }
         }
         // What is sold takes its items first; then the holds, the oldest first, as far as the stock and the users' limits go.
-        let is_held = |(_, hold): &(HoldNumber, Hold)| hold.state == HoldState::Held;
-        let (mut held, settled): (Vec<_>, Vec<_>) = found.into_iter().partition(is_held);
+        let mut held: Vec<(u64, HoldNumber)> = Vec::new();
+        for (number, hold) in found.iter() {
+            match hold.state {
+                HoldState::Held => held.push((hold.taken_ms, number)),
+                HoldState::Purchased | HoldState::Expired => sale.insert(number, hold),
+            }
+        }
         // Numbers rise within one life of an instance only.
-        held.sort_by_key(|(number, hold)| (hold.taken_ms, *number));
-        for (number, hold) in settled.into_iter().chain(held) {
-            let is_full =
-                sale.free() == 0 || sale.users.get(&hold.user).is_some_and(|share| share.items() >= terms.user_limit);
-            if hold.state == HoldState::Held && is_full {
+        held.sort_unstable();
+        for (number, hold) in held.into_iter().filter_map(|(_, number)| Some((number, found.get(number)?))) {
+            if sale.free() == 0 || sale.share(&hold.user).items() >= terms.user_limit {
                 sale.dropped += 1;
                 continue;
             }
@@ -168,13 +175,14 @@ impl MemorySale {
     }
 
     /// All holds by their numbers, the expired ones too.
-    pub fn holds(&self) -> impl Iterator<Item = (HoldNumber, &Hold)> {
-        self.holds.iter().map(|(number, hold)| (*number, hold))
+    pub fn holds(&self) -> impl Iterator<Item = (HoldNumber, Hold)> {
+        self.holds.iter()
     }
 
     /// The users who have any items, in no order, each with how many he holds and has purchased.
     pub fn users(&self) -> impl Iterator<Item = (Id, u64)> {
-        self.users.iter().map(|(user, share)| (*user, share.items()))
+        let items = |number: u32| self.shares.get(number as usize).map_or(0, Share::items);
+        self.holds.users().map(move |(number, user)| (user, items(number))).filter(|(_, items)| *items > 0)
     }
 
     /// Takes an item off the stock for `user`, as hold `number`.
@@ -184,18 +192,18 @@ impl MemorySale {
             Err(now_ms) => return Decision::NotOn { now_ms },
         };
         self.expire(now);
-        if self.holds.contains_key(&number) {
+        if self.holds.contains(number) {
             return Decision::Duplicate;
         }
         if self.free() == 0 {
             let next_ms = self.queue.first().map_or(self.terms.ends_ms, |(expires_ms, _)| *expires_ms);
             return Decision::refused(Outcome::SoldOut { retry_ms: next_ms - now });
         }
-        let share = self.users.get(&user).copied().unwrap_or_default();
+        let share = self.share(&user);
         if share.items() >= self.terms.user_limit {
             let to_the_end = self.terms.ends_ms - now;
             // What is purchased does not come back in this sale.
-            let bought = share.purchased >= self.terms.user_limit;
+            let bought = u64::from(share.purchased) >= self.terms.user_limit;
             let retry_ms = if bought { to_the_end } else { self.terms.hold_ms.min(to_the_end) };
             return Decision::refused(Outcome::UserLimit { retry_ms });
         }
@@ -213,13 +221,13 @@ impl MemorySale {
             Ok(now) => now,
             Err(now_ms) if now_ms < self.terms.starts_ms => return Decision::NotOn { now_ms },
             Err(_) => {
-                return Decision::refused(match self.holds.get(&number) {
-                    Some(Hold { state: HoldState::Purchased, item, .. }) => Outcome::AlreadyPurchased { item: *item },
+                return Decision::refused(match self.holds.get(number) {
+                    Some(Hold { state: HoldState::Purchased, item, .. }) => Outcome::AlreadyPurchased { item },
                     _ => Outcome::InvalidCode,
                 });
             }
         };
-        let Some(hold) = self.holds.get(&number).copied() else {
+        let Some(hold) = self.holds.get(number) else {
             return Decision::refused(Outcome::HoldLost);
         };
         let Hold { user, item, expires_ms, .. } = hold;
@@ -244,7 +252,7 @@ impl MemorySale {
             self.remove(record.number);
             return;
         }
-        let Some(hold) = self.holds.get(&record.number) else { return };
+        let Some(hold) = self.holds.get(record.number) else { return };
         let state = match hold.state {
             HoldState::Purchased if hold.expires_ms > self.last_ms => HoldState::Held,
             HoldState::Purchased => HoldState::Expired,
@@ -264,9 +272,9 @@ impl MemorySale {
     /// How far the sale has come. An expired hold counts as held until the next checkout.
     pub fn progress(&self) -> Progress {
         // The hold that expires last was taken last.
-        let newest = self.queue.last().and_then(|(_, number)| self.holds.get(number));
+        let newest = self.queue.last().and_then(|(_, number)| self.holds.get(*number));
         let sold_out_ms = (self.free() == 0).then(|| newest.map_or(self.last_ms, |hold| hold.taken_ms));
-        Progress { sold_out_ms, taken: self.holds.len() as u64, purchased: self.purchased }
+        Progress { sold_out_ms, taken: self.holds.len(), purchased: self.purchased }
     }
 
     /// Moves the sale's time to what it is when the clock shows `clock_ms`. `Err` with the time if the sale is not on: then
@@ -311,27 +319,35 @@ impl MemorySale {
         self.terms.items.saturating_sub(self.queue.len() as u64 + self.purchased)
     }
 
-    /// Changes what became of hold `number`, where it stands: a purchase looks the hold and its user up once each.
+    fn share(&self, user: &Id) -> Share {
+        let share = self.holds.user(user).and_then(|number| self.shares.get(number as usize));
+        share.copied().unwrap_or_default()
+    }
+
+    /// The share of the user with this number.
+    fn share_mut(&mut self, user: u32) -> Option<&mut Share> {
+        if self.shares.len() <= user as usize {
+            self.shares.resize(user as usize + 1, Share::default());
+        }
+        self.shares.get_mut(user as usize)
+    }
+
+    /// Changes what became of hold `number`, where it stands: a purchase looks the hold up once.
     fn set_state(&mut self, number: HoldNumber, state: HoldState) {
-        let Some(hold) = self.holds.get_mut(&number) else { return };
-        let was = std::mem::replace(&mut hold.state, state);
-        let (user, queued) = (hold.user, (hold.expires_ms, number));
+        let Some(Change { user, expires_ms, was }) = self.holds.set_state(number, state) else { return };
         match was {
-            HoldState::Held => drop(self.queue.remove(&queued)),
+            HoldState::Held => drop(self.queue.remove(&(expires_ms, number))),
             HoldState::Purchased => self.purchased -= 1,
             HoldState::Expired => {}
         }
         match state {
-            HoldState::Held => drop(self.queue.insert(queued)),
+            HoldState::Held => drop(self.queue.insert((expires_ms, number))),
             HoldState::Purchased => self.purchased += 1,
             HoldState::Expired => {}
         }
-        let share = self.users.entry(user).or_default();
+        let Some(share) = self.share_mut(user) else { return };
         share.count(was).into_iter().for_each(|count| *count -= 1);
         share.count(state).into_iter().for_each(|count| *count += 1);
-        if share.items() == 0 {
-            self.users.remove(&user);
-        }
     }
 
     /// Adds a hold and counts it. Its number must be new.
@@ -343,17 +359,15 @@ impl MemorySale {
             HoldState::Purchased => self.purchased += 1,
             HoldState::Expired => {}
         }
-        if hold.state != HoldState::Expired
-            && let Some(count) = self.users.entry(hold.user).or_default().count(hold.state)
-        {
+        let user = self.holds.insert(number, hold);
+        if let Some(count) = self.share_mut(user).and_then(|share| share.count(hold.state)) {
             *count += 1;
         }
-        self.holds.insert(number, hold);
     }
 
     /// Forgets hold `number` and what it counted for.
     fn remove(&mut self, number: HoldNumber) {
         self.set_state(number, HoldState::Expired);
-        self.holds.remove(&number);
+        self.holds.remove(number);
     }
 }

@@ -111,7 +111,7 @@ impl State {
         self.users.retain(|_, count| *count > 0);
         let stock = memory.stock(clock);
         same("the stock", Stock { free, held, purchased: self.number("purchased") }, stock)?;
-        same("the holds", self.holds, memory.holds().map(|(number, hold)| (number, *hold)).collect())?;
+        same("the holds", self.holds, memory.holds().collect())?;
         same("the users", self.users, memory.users().map(|(user, n)| (user.as_str().to_owned(), n)).collect())
     }
 }

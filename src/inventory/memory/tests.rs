@@ -1,6 +1,7 @@
 use super::*;
 use crate::domain::SaleId;
 use proptest::prelude::*;
+use std::collections::{BTreeMap, HashMap};
 
 /// Three items, two to a user; holds last 100 ms; the sale is on from 1,000 to 2,000.
 const TERMS: Terms = Terms { sale: SaleId(1), items: 3, user_limit: 2, hold_ms: 100, starts_ms: 1_000, ends_ms: 2_000 };
@@ -257,12 +258,15 @@ fn invariant(sale: &mut MemorySale, now: u64) {
     assert_eq!(stock, Stock { free: sale.terms.items - held - purchased, held, purchased });
     assert!(users.values().all(|count| *count <= sale.terms.user_limit));
     assert_eq!(sale.users().collect::<HashMap<_, _>>(), users);
-    assert!(sale.users.values().map(|share| share.purchased).sum::<u64>() == purchased);
+    assert!(sale.shares.iter().map(|share| u64::from(share.purchased)).sum::<u64>() == purchased);
+    assert!(sale.shares.iter().map(|share| u64::from(share.held)).sum::<u64>() == held);
 }
 
 fn same(a: &MemorySale, b: &MemorySale) {
-    assert_eq!(a.holds, b.holds);
-    assert_eq!((a.purchased, &a.queue, &a.users), (b.purchased, &b.queue, &b.users));
+    assert!(a.holds().eq(b.holds()));
+    let users =
+        |sale: &MemorySale| -> HashMap<Id, Share> { sale.users().map(|(user, _)| (user, sale.share(&user))).collect() };
+    assert_eq!((a.purchased, &a.queue, users(a)), (b.purchased, &b.queue, users(b)));
 }
 
 /// Plays (milliseconds on, whether the clock is read late, whether it is a purchase, which hold or user). Returns the
