@@ -1,9 +1,28 @@
-//! Holds: the facts that are known of one, and the state that it is in.
+//! Holds: how one is named, the facts that are known of one, and the state that it is in.
 //!
-//! Owns the two types that the ledger, Redis and the keeper exchange. Invariant: values only, without I/O and clocks. Leaves
+//! Owns the types that the ledger, Redis and the keeper exchange. Invariant: values only, without I/O and clocks. Leaves
 //! merging the facts of two sources to the keeper.
 
-use super::Id;
+use super::id::Id;
+use super::sale::SaleId;
+
+use super::id::Id;
+use super::sale::SaleId;
+
+/// A hold's number, unique over all instances: the instance in the high bits, a counter below.
+///
+/// Never above `i64::MAX`, since both ledgers keep it as a signed 64-bit integer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HoldNumber(pub u64);
+
+/// What a code names: one hold of one sale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HoldKey {
+    /// The sale that the hold was taken in.
+    pub sale: SaleId,
+    /// The hold's number.
+    pub number: HoldNumber,
+}
 
 /// All that a source (the ledger, Redis) knows of one hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,4 +55,23 @@ pub enum HoldState {
     Expired,
     /// The item is sold.
     Purchased,
+}
+
+/// All that the ledger knows of one hold: the checkout's row, the purchase's row, or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HoldRow {
+    /// The hold's number.
+    pub number: HoldNumber,
+    /// The user who took it.
+    pub user: Id,
+    /// The item that was taken off the stock.
+    pub item: Id,
+    /// When it was taken, unix milliseconds (the purchase's time if only that row is there).
+    pub taken_ms: u64,
+    /// When it expires, unix milliseconds (0 if only the purchase's row is there).
+    pub expires_ms: u64,
+    /// When it was redeemed, unix milliseconds.
+    pub purchased_ms: Option<u64>,
+    /// Whether the checkout's row is there.
+    pub has_checkout: bool,
 }
