@@ -17,12 +17,8 @@ mod drawing;
 mod error;
 
 pub use drawing::svg;
-pub use error::{CatalogError, FieldProblem, Problem};
+pub use error::{CatalogError, FieldProblem, MAX_FILE_BYTES, MAX_ITEMS, Problem};
 
-/// The largest catalogue file, in bytes: [`MAX_ITEMS`] lines of the usual length.
-pub const MAX_FILE_BYTES: u64 = 64 << 20;
-/// The most items of a catalogue. All of them are kept in memory.
-pub const MAX_ITEMS: usize = 1_000_000;
 /// The longest name, in characters.
 pub const MAX_NAME_CHARS: usize = 200;
 /// The longest image URL, in bytes.

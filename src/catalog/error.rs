@@ -1,13 +1,17 @@
 //! What can be wrong with a catalogue file.
 //!
-//! Owns the errors and their texts. Invariant: each text goes on from the file's name and the line's number, which stand
-//! before it. Leaves finding errors to the catalogue.
+//! Owns the limits of a file, and the errors and their texts. Invariant: each text goes on from the file's name and the line's
+//! number, which stand before it. Leaves finding errors to the catalogue.
 
-use super::{MAX_FILE_BYTES, MAX_ITEMS};
 use crate::domain::{Id, IdError};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+
+/// The largest catalogue file, in bytes: [`MAX_ITEMS`] lines of the usual length.
+pub const MAX_FILE_BYTES: u64 = 64 << 20;
+/// The most items of a catalogue. All of them are kept in memory.
+pub const MAX_ITEMS: usize = 1_000_000;
 
 /// A problem of a catalogue file, and its place.
 #[derive(Debug)]

@@ -6,9 +6,6 @@
 use super::id::Id;
 use super::sale::SaleId;
 
-use super::id::Id;
-use super::sale::SaleId;
-
 /// A hold's number, unique over all instances: the instance in the high bits, a counter below.
 ///
 /// Never above `i64::MAX`, since both ledgers keep it as a signed 64-bit integer.

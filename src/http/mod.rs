@@ -10,6 +10,7 @@ pub mod body;
 mod connection;
 pub mod listen;
 pub mod query;
+mod reject;
 pub mod request;
 pub mod response;
 pub mod server;

@@ -3,7 +3,7 @@
 //! Owns the four forms of RFC 9112, 3.2. Invariant: a target that has none of them is refused, never repaired. Leaves to
 //! the services which paths exist.
 
-use super::request::Reject;
+use super::reject::Reject;
 
 /// The path and query of `target`. Of a URI of HTTP, as sent to a proxy, they are what follows the host, which is ignored.
 ///

@@ -3,7 +3,7 @@
 //! Owns its form: 32 hex digits. Invariant: the text of an identity reads back as the same identity. Leaves storing it to each
 //! ledger, and comparing it to the keeper.
 
-use super::LedgerError;
+use super::error::LedgerError;
 use std::fmt;
 use std::str::FromStr;
 

@@ -3,6 +3,7 @@
 //! Owns the traits that both ledgers implement. Invariant: all calls here block, so only plain threads make them (the
 //! writer's and the keeper's), never a worker. Leaves decisions to the inventory.
 
+mod error;
 mod identity;
 mod migrations;
 pub mod outage;
@@ -13,43 +14,9 @@ pub mod writer;
 use crate::code::KEY_BYTES;
 pub use crate::domain::HoldRow;
 use crate::domain::{HoldNumber, Records, SaleId, Terms};
+pub use error::LedgerError;
 pub use identity::LedgerId;
 pub use migrations::TooNew;
-use std::error::Error;
-
-/// Why the ledger did not do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum LedgerError {
-    /// The records were decided under another epoch than the ledger's, and are not written.
-    #[error("the ledger's epoch is {current}")]
-    Stale {
-        /// The epoch that is in force.
-        current: u64,
-    },
-    /// The ledger refused, or cannot be reached. A write may have had its effect all the same; the same call may be repeated.
-    #[error(transparent)]
-    Failed(Box<dyn Error + Send + Sync>),
-}
-
-impl LedgerError {
-    /// The ledger failed because of `why`: an error, or a text that says it.
-    pub fn failed(why: impl Into<Box<dyn Error + Send + Sync>>) -> LedgerError {
-        LedgerError::Failed(why.into())
-    }
-
-    /// The ledger failed because of `source`, during or about `what`.
-    pub fn about(what: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> LedgerError {
-        LedgerError::failed(About { what: what.into(), source: source.into() })
-    }
-}
-
-/// An error, and what it is about.
-#[derive(Debug, thiserror::Error)]
-#[error("{what}: {source}")]
-struct About {
-    what: String,
-    source: Box<dyn Error + Send + Sync>,
-}
 
 /// What the writer thread writes to.
 pub trait Append: Send {

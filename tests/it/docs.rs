@@ -222,7 +222,7 @@ fn the_answers_that_are_named_exist() {
         (row[1].split(", ").collect(), row[2].split('`').skip(1).step_by(2).collect());
     assert_eq!(statuses, ["404", "405", "400", "413", "417", "431", "501", "505"]);
     assert_eq!(statuses.len(), words.len(), "{words:?}");
-    let requests = read("src/http/request.rs");
+    let requests = read("src/http/reject.rs");
     let arms = |value: String| -> BTreeSet<&str> {
         requests.lines().filter_map(|line| line.trim().strip_suffix(&format!(" => {value},"))).collect()
     };

@@ -10,8 +10,9 @@
 
 use super::connect::ConnectSettings;
 use super::copy::Rows;
+use super::failure::Failure;
 use super::reconnecting::ReconnectingSession;
-use super::session::{Failure, Wire};
+use super::session::Wire;
 use super::{WRITE_LIMIT, write};
 use crate::code::Codes;
 use crate::domain::Records;

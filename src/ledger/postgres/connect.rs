@@ -70,7 +70,7 @@ pub enum DsnError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The driver does not take a value.
-    #[error("{}", super::one_line(.0))]
+    #[error("{}", super::failure::one_line(.0))]
     Driver(#[source] tokio_postgres::Error),
 }
 

@@ -5,8 +5,9 @@
 //! exclusive lock, since the writers that it waits for would queue behind it. Leaves to the keeper when to raise the epoch.
 
 use super::connect::ConnectSettings;
+use super::failure::Failure;
 use super::ledger::{PostgresLedger, number, signed};
-use super::session::{Failure, Session};
+use super::session::Session;
 use super::{EPOCH_CLASS, MEMBERS_CLASS, OPENERS_CLASS, OPENING, RECONCILING, URGENT, WORK_LIMIT, epoch_key};
 use crate::ledger::{Epoch, Fence, LedgerError};
 use std::time::{Duration, Instant};

@@ -6,9 +6,10 @@
 
 use super::connect::ConnectSettings;
 use super::copy::{Rows, micros, unix_ms};
+use super::failure::Failure;
 use super::reconnecting::ReconnectingSession;
 use super::schema::migrate;
-use super::session::{Failure, Session, Wire};
+use super::session::{Session, Wire};
 use super::{READ_LIMIT, WORK_LIMIT};
 use crate::code::{Codes, KEY_BYTES, MAX_COUNTER, MAX_INSTANCE, hold_number, random_key};
 use crate::domain::{HoldNumber, Id, SaleId, Terms};

@@ -13,6 +13,7 @@ mod append;
 mod connect;
 pub mod copy;
 mod dsn;
+mod failure;
 mod fence;
 mod ledger;
 mod reconnecting;
@@ -29,8 +30,7 @@ pub use dsn::GrammarError;
 pub use ledger::PostgresLedger;
 pub use tls::TlsError;
 
-use session::Failure;
-use std::error::Error;
+use failure::Failure;
 use std::time::Duration;
 
 /// How long a statement of the keeper may take.
@@ -60,24 +60,4 @@ const MEMBERS_CLASS: i32 = 0x6673_0004;
 /// The second key of an epoch's lock.
 fn epoch_key(epoch: u64) -> Result<i32, Failure> {
     i32::try_from(epoch).map_err(|_| Failure::refused(format!("the epoch {epoch} is beyond 31 bits")))
-}
-
-/// The text of a driver's error in one line, with its causes and its SQLSTATE.
-fn one_line(error: &tokio_postgres::Error) -> String {
-    let text = match error.as_db_error() {
-        Some(db) => {
-            let detail = db.detail().map(|detail| format!(" ({detail})")).unwrap_or_default();
-            format!("{}: {}{detail} [SQLSTATE {}]", db.severity(), db.message(), db.code().code())
-        }
-        None => {
-            let mut text = error.to_string();
-            let mut cause = error.source();
-            while let Some(inner) = cause {
-                text = format!("{text}: {inner}");
-                cause = inner.source();
-            }
-            text
-        }
-    };
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

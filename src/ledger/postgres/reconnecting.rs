@@ -5,7 +5,8 @@
 //! twice, so it must do no harm twice. Leaves the work to its caller.
 
 use super::connect::ConnectSettings;
-use super::session::{Backend, Failure, Session, Wire};
+use super::failure::Failure;
+use super::session::{Backend, Session, Wire};
 use std::time::Duration;
 
 /// A place for one session.

@@ -5,7 +5,8 @@
 //! role that may only read and write rows is enough for it. Leaves the rows of the tables to the other files.
 
 use super::SCHEMA_CLASS;
-use super::session::{Failure, Wire};
+use super::failure::Failure;
+use super::session::Wire;
 use crate::ledger::migrations::{Migration, SchemaVersion, next};
 use tokio_postgres::Client;
 

@@ -7,98 +7,18 @@
 //! Leaves tables and statements to its users.
 
 use super::connect::ConnectSettings;
+use super::failure::{Failure, one_line};
 use super::tally::Counted;
-use crate::ledger::LedgerError;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
-use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::{Client, Statement};
 
 /// By how much the deadline of a call is later than the server's own `statement_timeout`, whose message is clearer.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// Why a call did not do what was asked.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// The epoch is another one. The transaction is over, the session in order.
-    Stale(u64),
-    /// Postgres refused, or the session is lost: in both cases the session is not to be used again.
-    Broken {
-        /// What went wrong, in one line.
-        text: String,
-        /// The driver's error, unless the failure was found here.
-        source: Option<tokio_postgres::Error>,
-        /// Whether the socket or Postgres said that the session is over, as opposed to one refused statement or to silence.
-        lost: bool,
-    },
-}
-
-/// A [`Failure::Broken`] without its session: the source of the errors that the ledger returns.
-#[derive(Debug, thiserror::Error)]
-#[error("{text}")]
-struct PostgresError {
-    text: String,
-    source: Option<tokio_postgres::Error>,
-}
-
-impl Failure {
-    /// A failure that was found here, not by Postgres: the session is alive.
-    pub fn refused(text: impl Into<String>) -> Failure {
-        Failure::Broken { text: text.into(), source: None, lost: false }
-    }
-
-    /// Whether the session is over while Postgres may be well: `idle_session_timeout` and administrators end idle sessions,
-    /// and a router on the way may forget them.
-    pub fn is_lost_session(&self) -> bool {
-        matches!(self, Failure::Broken { lost: true, .. })
-    }
-
-    fn lost(text: impl Into<String>) -> Failure {
-        Failure::Broken { text: text.into(), source: None, lost: true }
-    }
-
-    /// The same failure, whose text begins with `what`: what was done when it came up.
-    pub fn during(self, what: &str) -> Failure {
-        match self {
-            Failure::Broken { text, source, lost } => Failure::Broken { text: format!("{what}: {text}"), source, lost },
-            stale @ Failure::Stale(_) => stale,
-        }
-    }
-
-    /// Whether Postgres refused with the SQLSTATE `wanted` and the session is alive.
-    pub fn is(&self, wanted: &SqlState) -> bool {
-        matches!(self, Failure::Broken { source: Some(error), lost: false, .. } if error.code() == Some(wanted))
-    }
-}
-
-impl From<tokio_postgres::Error> for Failure {
-    fn from(error: tokio_postgres::Error) -> Failure {
-        let lost = error
-            .as_db_error()
-            .is_none_or(|db| matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic)));
-        Failure::Broken { text: super::one_line(&error), source: Some(error), lost }
-    }
-}
-
-impl From<Failure> for LedgerError {
-    fn from(failure: Failure) -> LedgerError {
-        let (text, source, lost) = match failure {
-            Failure::Stale(current) => return LedgerError::Stale { current },
-            Failure::Broken { text, source, lost } => (text, source, lost),
-        };
-        let is_answer = source.as_ref().is_some_and(|error| error.as_db_error().is_some());
-        let text = match (is_answer, lost) {
-            (true, _) => format!("Postgres says: {text}"),
-            (false, true) => format!("the connection to Postgres failed: {text}"),
-            (false, false) => text,
-        };
-        LedgerError::failed(PostgresError { text, source })
-    }
-}
 
 /// A server process. Its start distinguishes it from a later process with the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,7 +144,7 @@ async fn drive<T>(driver: &mut Option<Driver>, work: impl Future<Output = Result
         match driver.as_mut().map(|driver| driver.as_mut().poll(cx)) {
             Some(Poll::Ready(Err(e))) => {
                 *driver = None;
-                return Poll::Ready(Err(Failure::lost(super::one_line(&e))));
+                return Poll::Ready(Err(Failure::lost(one_line(&e))));
             }
             Some(Poll::Ready(Ok(()))) => *driver = None,
             Some(Poll::Pending) => {}

@@ -14,8 +14,9 @@
 //! Leaves to the keeper which counts Redis has, and what is done about missing rows.
 
 use super::copy::LAST_MS;
+use super::failure::Failure;
 use super::ledger::{PgTimestamp, number, signed};
-use super::session::{Failure, Wire};
+use super::session::Wire;
 use crate::domain::{RecordKind, SaleId};
 use crate::ledger::Decided;
 use std::collections::HashMap;

@@ -5,7 +5,8 @@
 //! Leaves connections and retries to the callers.
 
 use super::copy::{HOLDS, PURCHASES, Rows, Table};
-use super::session::{Failure, Wire};
+use super::failure::Failure;
+use super::session::Wire;
 use super::{EPOCH_CLASS, epoch_key};
 use bytes::Bytes;
 use futures_util::SinkExt;

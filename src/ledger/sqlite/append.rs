@@ -4,7 +4,7 @@
 //! ledger, unless the disk itself failed in the commit: then the rows may show up after a crash, and writing them again is
 //! harmless. Leaves to the writer what becomes of refused records.
 
-use super::{CHECKPOINT_PAGES, FolderLock, OpenFiles, connect, int};
+use super::{CHECKPOINT_PAGES, FolderLock, OpenFiles, SqliteLedger, connect, int};
 use crate::code::Codes;
 use crate::domain::{EMBEDDED_EPOCH, HoldKey, RecordKind, RecordRef, Records};
 use crate::ledger::{Append, LedgerError};
@@ -30,8 +30,18 @@ pub struct SqliteAppend {
     files: Arc<OpenFiles>,
 }
 
+impl SqliteLedger {
+    /// The writer's handle, which mints the codes of its rows with `codes`.
+    pub fn appender(&self, codes: Codes) -> Result<SqliteAppend, LedgerError> {
+        // The schema and the codes' key go from the log into the database at once: if the log is lost later, the rows are
+        // worth nothing without them. If this fails, the log has them as before, and the first write reports the cause.
+        let _ = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        SqliteAppend::new(self.path.clone(), codes, Arc::clone(&self.lock), Arc::clone(&self.files))
+    }
+}
+
 impl SqliteAppend {
-    pub(super) fn new(
+    fn new(
         path: PathBuf,
         codes: Codes,
         folder: Arc<FolderLock>,

@@ -20,7 +20,7 @@ pub use append::SqliteAppend;
 pub use folder::OpenError;
 
 use super::{Ledger, LedgerError, LedgerId, SaleRow};
-use crate::code::{Codes, KEY_BYTES, MAX_INSTANCE, random_key};
+use crate::code::{KEY_BYTES, MAX_INSTANCE, random_key};
 use crate::domain::{HoldNumber, HoldRow, Id, SaleId, Terms};
 use files::OpenFiles;
 use folder::FolderLock;
@@ -73,14 +73,6 @@ impl SqliteLedger {
         let unreadable = |e: std::io::Error| OpenError::Database { path: path.clone(), source: e.into() };
         let files = Arc::new(OpenFiles::look(&path).map_err(unreadable)?);
         Ok(SqliteLedger { db, path, lock, files })
-    }
-
-    /// The writer's handle, which mints the codes of its rows with `codes`.
-    pub fn appender(&self, codes: Codes) -> Result<SqliteAppend, LedgerError> {
-        // The schema and the codes' key go from the log into the database at once: if the log is lost later, the rows are
-        // worth nothing without them. If this fails, the log has them as before, and the first write reports the cause.
-        let _ = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
-        SqliteAppend::new(self.path.clone(), codes, Arc::clone(&self.lock), Arc::clone(&self.files))
     }
 }
 

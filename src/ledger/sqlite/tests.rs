@@ -1,4 +1,5 @@
 use super::*;
+use crate::code::Codes;
 use crate::domain::{EMBEDDED_EPOCH, HoldKey, Record, RecordKind, Records};
 use crate::ledger::Append;
 use std::os::unix::fs::PermissionsExt;
