@@ -1,8 +1,8 @@
-//! The way of a record from the worker that decided it to the ledger's writer, and back.
+//! The way of a record from the worker that decided it to the ledger's writer, and the way back of the answers that wait for it.
 //!
-//! Owns the messages, the bounded channel and the recycling of buffers. Invariant: handing over never blocks a worker
-//! and never grows: what finds the channel full is refused, for reconciliation to pick up. Refuses to know who
-//! decides and who writes.
+//! Owns the messages, the bounded channel, the mailboxes and the recycling of buffers. Invariants: handing over never blocks a
+//! worker and never grows: what finds the channel full is refused, for reconciliation to pick up; each answer that comes to a
+//! mailbox is delivered once, on its worker. Leaves deciding to the inventory and writing to the ledger's writer.
 
 use crate::domain::{Outcome, Records, SaleId};
 use crate::worker::{Bell, Ticket, Waiter};
@@ -14,12 +14,24 @@ use std::time::{Duration, Instant};
 
 /// An answer that waits until the records it travels with are in the ledger.
 pub struct Ack {
-    /// Who waits.
+    /// The connection that waits.
     pub waiter: Arc<Waiter<Outcome>>,
-    /// For which of its requests.
+    /// Its request that is answered.
     pub ticket: Ticket,
     /// The answer, once the ledger has the records.
     pub outcome: Outcome,
+}
+
+impl Ack {
+    /// Delivers the answer, on the waiter's worker: nothing that it says can be lost any more.
+    pub fn deliver(self) {
+        self.waiter.deliver(self.ticket, self.outcome);
+    }
+
+    /// Delivers `unavailable` in place of the answer, on the waiter's worker: the records may never come into the ledger.
+    pub fn refuse(self) {
+        self.waiter.deliver(self.ticket, Outcome::Unavailable);
+    }
 }
 
 /// Records on their way to the ledger, with the answers that wait for them.
@@ -28,7 +40,7 @@ pub struct Handoff {
     pub worker: usize,
     /// The facts.
     pub records: Records,
-    /// Who waits for them; they go back to the worker when there is any.
+    /// The answers that wait for them. If there are any, the handoff goes back to its worker by the worker's [`Mailbox`].
     pub acks: Vec<Ack>,
 }
 
@@ -49,7 +61,11 @@ pub enum Message {
     Finish,
 }
 
-/// Handoffs that come back to a worker from the writer.
+/// Answers that come back to a worker from the writer, once it is known what has become of their records.
+///
+/// What the ledger did not take needs nothing but the refusal here. An embedded inventory has undone it before: the writer has
+/// that done under the inventory's lock (see [`Undo`]). With Redis, only records of an older epoch come back like this, without
+/// the records themselves: the keeper gets those.
 pub struct Mailbox {
     sender: Sender<(Box<Handoff>, bool)>,
     receiver: Receiver<(Box<Handoff>, bool)>,
@@ -64,24 +80,34 @@ impl Mailbox {
         Mailbox { sender, receiver, bell }
     }
 
-    /// From the writer: `handoff` is in the ledger, or was given up. Ring afterwards.
+    /// From the writer: the records of `handoff` are in the ledger (`written`), or it did not take them. Ring afterwards.
     pub fn put(&self, handoff: Box<Handoff>, written: bool) {
         let _ = self.sender.send((handoff, written));
     }
 
-    /// Whether something waits to be taken.
-    pub fn has_mail(&self) -> bool {
-        !self.receiver.is_empty()
+    /// From the writer: rings if there is something to deliver.
+    pub fn ring(&self) {
+        if !self.receiver.is_empty() {
+            self.bell.ring();
+        }
     }
 
-    /// The bell.
-    pub fn bell(&self) -> &Bell {
-        &self.bell
+    /// Delivers what comes, for ever; emptied handoffs go to `recorder`. To be run as a coroutine on the bell's worker.
+    pub fn run(&self, recorder: &Recorder) {
+        loop {
+            self.bell.wait();
+            self.deliver(recorder);
+        }
     }
 
-    /// On the worker: the next one that came back.
-    pub fn take(&self) -> Option<(Box<Handoff>, bool)> {
-        self.receiver.try_recv().ok()
+    /// Delivers what has come.
+    fn deliver(&self, recorder: &Recorder) {
+        while let Ok((mut handoff, written)) = self.receiver.try_recv() {
+            for ack in handoff.acks.drain(..) {
+                if written { ack.deliver() } else { ack.refuse() }
+            }
+            recorder.recycle(handoff);
+        }
     }
 }
 
@@ -220,5 +246,47 @@ impl Recorder {
     /// The counters.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{HoldNumber, Id, Record, RecordKind};
+    use crate::worker::testing::on_worker;
+
+    #[test]
+    fn answers_come_back_by_the_mailbox() {
+        on_worker(|workers| {
+            let (recorder, _inbox) = channel(4);
+            let recorder = Arc::new(recorder);
+            let mailbox = Arc::new(Mailbox::new(Bell::new(workers, 0).unwrap()));
+            let (taken, used) = (mailbox.clone(), recorder.clone());
+            workers.spawn(0, move || taken.run(&used)).unwrap();
+
+            let connection = Bell::new(workers, 0).unwrap();
+            let user: Id = "u".parse().unwrap();
+            let outcome = Outcome::Purchased { item: user };
+            let send = |written: bool| {
+                let waiters: Vec<_> = (0..3).map(|_| Arc::new(Waiter::new(0, connection.waker()))).collect();
+                let mut handoff = recorder.blank(0, SaleId(1), 1);
+                assert!(handoff.acks.is_empty() && handoff.records.is_empty());
+                let (kind, number) = (RecordKind::Purchase, HoldNumber(1));
+                handoff.records.push(&Record { kind, number, user, item: user, at_ms: 1, expires_ms: 0 });
+                let acks = waiters.iter().map(|waiter| Ack { waiter: waiter.clone(), ticket: waiter.begin(), outcome });
+                handoff.acks.extend(acks);
+                // This connection has given up.
+                waiters[1].begin();
+                mailbox.put(handoff, written);
+                mailbox.ring();
+                // The emptied handoff can be used again, and is not lost with its answers.
+                while recorder.spare.is_empty() {
+                    connection.wait();
+                }
+                waiters.iter().map(|waiter| waiter.take()).collect::<Vec<_>>()
+            };
+            assert_eq!(send(true), [Some(outcome), None, Some(outcome)]);
+            assert_eq!(send(false), [Some(Outcome::Unavailable), None, Some(Outcome::Unavailable)]);
+        });
     }
 }

@@ -108,7 +108,7 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
     }
     let shop = Shop::new(running.inventory.clone(), running.codes.clone(), catalog, running.patience);
     let shop = Arc::new(shop);
-    start_mail(workers, mailboxes, &running.inventory).map_err(|e| format!("starting: {e}"))?;
+    start_mail(workers, &mailboxes, &running.recorder).map_err(|e| format!("starting: {e}"))?;
     // Both, before anybody is served.
     let admin_listener = admin_port.listen().map_err(no_admin_port)?;
     let listener = port.listen().map_err(no_port)?;
@@ -319,17 +319,13 @@ fn start_ticks(
     Ok(())
 }
 
-/// Brings what the ledger has written back to the worker that decided it.
-fn start_mail(workers: Workers, mailboxes: Arc<Vec<Mailbox>>, inventory: &Arc<dyn Inventory>) -> std::io::Result<()> {
+/// Starts the mail on each worker: it brings the answers that waited for the ledger to the connections that wait for them.
+fn start_mail(workers: Workers, mailboxes: &Arc<Vec<Mailbox>>, recorder: &Arc<Recorder>) -> std::io::Result<()> {
     for worker in workers.all() {
-        let (mailboxes, inventory) = (mailboxes.clone(), inventory.clone());
+        let (mailboxes, recorder) = (mailboxes.clone(), recorder.clone());
         workers.spawn_vital(worker, "a worker's mail", move || {
-            let Some(mailbox) = mailboxes.get(worker) else { return };
-            loop {
-                mailbox.bell().wait();
-                while let Some((handoff, ok)) = mailbox.take() {
-                    inventory.written(worker, handoff, ok);
-                }
+            if let Some(mailbox) = mailboxes.get(worker) {
+                mailbox.run(&recorder);
             }
         })?;
     }

@@ -16,7 +16,6 @@ use flashsale::inventory::Inventory;
 use flashsale::inventory::memory::{Decision, MemorySale};
 use flashsale::inventory::redis::scripts::{Header, checkout, purchase};
 use flashsale::ledger::postgres::copy::Rows;
-use flashsale::record::Handoff;
 use flashsale::redis_wire::resp::{self, Reply};
 use flashsale::service::{Answer, Shop};
 use flashsale::worker::{Ticket, Waiter};
@@ -145,7 +144,6 @@ impl Inventory for NoInventory {
         None
     }
     fn tick(&self, _worker: usize) {}
-    fn written(&self, _worker: usize, _handoff: Box<Handoff>, _ok: bool) {}
     fn is_ready(&self) -> bool {
         false
     }

@@ -14,7 +14,7 @@ use flashsale::ledger::postgres::{PostgresAppend, PostgresLedger, parse_dsn};
 use flashsale::ledger::sqlite::SqliteLedger;
 use flashsale::ledger::writer::{OnFailure, Writer};
 use flashsale::ledger::{Append, Ledger};
-use flashsale::record::{self, CHANNEL_MESSAGES, Handoff, Inbox, Mailbox};
+use flashsale::record::{self, CHANNEL_MESSAGES, Handoff, Inbox, Mailbox, Recorder};
 use flashsale::redis_wire::endpoint::RedisEndpoint;
 use flashsale::service::Shop;
 use flashsale::worker::{Bell, Ticker, Workers};
@@ -33,7 +33,7 @@ pub fn start(config: &Config, workers: Workers) -> Result<Arc<Shop>, String> {
     let mailboxes: Result<Vec<Mailbox>, _> =
         workers.all().map(|worker| Bell::new(workers, worker).map(Mailbox::new)).collect();
     let mailboxes = Arc::new(mailboxes.map_err(text)?);
-    let (inventory, codes) = match &config.backends {
+    let Started { inventory, codes, recorder } = match &config.backends {
         Backends::Embedded { data_dir } => start_embedded(config, data_dir, workers, &mailboxes)?,
         Backends::Distributed { redis, postgres_dsn } => {
             start_distributed(config, redis, postgres_dsn, workers, &mailboxes)?
@@ -46,8 +46,13 @@ pub fn start(config: &Config, workers: Workers) -> Result<Arc<Shop>, String> {
             ticked.tick(worker);
         };
         workers.spawn(worker, tick).map_err(text)?;
-        let (mailboxes, inventory) = (mailboxes.clone(), inventory.clone());
-        workers.spawn(worker, move || bring_mail(&mailboxes, worker, inventory.as_ref())).map_err(text)?;
+        let (mailboxes, recorder) = (mailboxes.clone(), recorder.clone());
+        let bring_mail = move || {
+            if let Some(mailbox) = mailboxes.get(worker) {
+                mailbox.run(&recorder);
+            }
+        };
+        workers.spawn(worker, bring_mail).map_err(text)?;
     }
     let until = Instant::now() + START;
     while !inventory.is_ready() && Instant::now() < until {
@@ -58,16 +63,6 @@ pub fn start(config: &Config, workers: Workers) -> Result<Arc<Shop>, String> {
         Some(path) => Catalog::from_file(path).map_err(text)?,
     };
     Ok(Arc::new(Shop::new(inventory, codes, catalog, config.redis_timeout)))
-}
-
-fn bring_mail(mailboxes: &Mailboxes, worker: usize, inventory: &dyn Inventory) {
-    let Some(mailbox) = mailboxes.get(worker) else { return };
-    loop {
-        mailbox.bell().wait();
-        while let Some((handoff, ok)) = mailbox.take() {
-            inventory.written(worker, handoff, ok);
-        }
-    }
 }
 
 fn text(error: impl ToString) -> String {
@@ -110,7 +105,12 @@ fn keep(work: impl FnOnce(&crossbeam_channel::Receiver<()>) + Send + 'static) {
     });
 }
 
-type Started = (Arc<dyn Inventory>, Codes);
+/// What was started.
+struct Started {
+    inventory: Arc<dyn Inventory>,
+    codes: Codes,
+    recorder: Arc<Recorder>,
+}
 
 fn start_embedded(config: &Config, folder: &Path, workers: Workers, mailboxes: &Mailboxes) -> Result<Started, String> {
     let mut ledger = SqliteLedger::open(folder).map_err(text)?;
@@ -125,10 +125,10 @@ fn start_embedded(config: &Config, folder: &Path, workers: Workers, mailboxes: &
     let (opened, sold) = (sales.clone(), recorder.clone());
     let keeper = keeper::embedded::Keeper::start(Box::new(ledger), config.sale, opened, view.clone(), sold);
     let keeper = keeper.map_err(text)?;
-    let parts = embedded::Parts { sales, view, numbers, recorder };
+    let parts = embedded::Parts { sales, view, numbers, recorder: recorder.clone() };
     let inventory = EmbeddedInventory::start(workers, parts).map_err(text)?;
     keep(move |stop| keeper.run(stop));
-    Ok((inventory, codes))
+    Ok(Started { inventory, codes, recorder })
 }
 
 fn start_distributed(
@@ -170,7 +170,7 @@ fn start_distributed(
         lost_calls,
     };
     let inventory: Arc<dyn Inventory> = Arc::new(RedisInventory::start(workers, redis, shared).map_err(text)?);
-    let own = LocalWork::serving(recorder, inventory.clone(), workers.count());
+    let own = LocalWork::serving(recorder.clone(), inventory.clone(), workers.count());
     keep(move |stop| keeper.run(Box::new(own), stop));
-    Ok((inventory, codes))
+    Ok(Started { inventory, codes, recorder })
 }

@@ -171,9 +171,7 @@ impl EmbeddedInventory {
             bell.wait();
             std::mem::swap(&mut batch, &mut queue.waiting.lock().requests);
             self.decide(queue, &mut batch, &mut told);
-            for Ack { waiter, ticket, outcome } in told.drain(..) {
-                waiter.deliver(ticket, outcome);
-            }
+            told.drain(..).for_each(Ack::deliver);
         }
     }
 
@@ -301,14 +299,6 @@ impl Inventory for EmbeddedInventory {
     }
 
     fn tick(&self, _worker: usize) {}
-
-    fn written(&self, _worker: usize, mut handoff: Box<Handoff>, ok: bool) {
-        // What the ledger did not take is undone already: see `Sales::undo`.
-        for Ack { waiter, ticket, outcome } in handoff.acks.drain(..) {
-            waiter.deliver(ticket, if ok { outcome } else { Outcome::Unavailable });
-        }
-        self.parts.recorder.recycle(handoff);
-    }
 
     fn is_ready(&self) -> bool {
         // Nothing is decided that the ledger does not take, nor without a sale that is on.

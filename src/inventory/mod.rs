@@ -10,25 +10,21 @@ pub mod redis;
 mod sold_out;
 
 use crate::domain::{Outcome, Request, SaleId, Terms};
-use crate::record::Handoff;
 use crate::worker::{Ticket, Waiter};
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-/// Decides checkouts and purchases. [`submit`](Inventory::submit), [`tick`](Inventory::tick) and
-/// [`written`](Inventory::written) are called on the worker that they are about; no call blocks.
+/// Decides checkouts and purchases. [`submit`](Inventory::submit) and [`tick`](Inventory::tick) are called on the worker that
+/// they are about; no call blocks. An answer that waits for the ledger comes to its waiter by the worker's
+/// [`Mailbox`](crate::record::Mailbox), not through the inventory.
 pub trait Inventory: Send + Sync + 'static {
     /// Decides now, or has the decision delivered to `waiter` later (`None`).
     fn submit(&self, waiter: &Arc<Waiter<Outcome>>, ticket: Ticket, request: &Request) -> Option<Outcome>;
 
     /// The tick of `worker`: notices calls that have taken too long, and connections that are to be made anew.
     fn tick(&self, worker: usize);
-
-    /// The writer is done with `handoff`, in which answers wait: its records are in the ledger (`ok`), or the answers are
-    /// refused.
-    fn written(&self, worker: usize, handoff: Box<Handoff>, ok: bool);
 
     /// Whether every worker can have its requests decided. From any thread.
     fn is_ready(&self) -> bool;
@@ -171,11 +167,11 @@ pub enum Suspicion {
     /// Redis carries another epoch.
     Epoch(u64),
     /// The Redis that answers is another one, or was started anew.
-    Identity(String),
+    Identity,
     /// Redis refused a call, with these words.
     Refused(String),
     /// The connection is gone. No loss follows from that; the report makes the keeper look at Redis at once.
-    Away(String),
+    Away,
 }
 
 /// Set by a worker that sent calls and lost their replies: Redis may have decided them, and then their records are in Redis
@@ -183,16 +179,30 @@ pub enum Suspicion {
 /// second time.
 pub type LostCalls = Arc<AtomicBool>;
 
+/// Why a Redis has no identity that an epoch can be opened on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    /// Only a master decides.
+    #[error("this Redis is a replica")]
+    Replica,
+    /// Its INFO lacks the ids.
+    #[error("Redis does not tell its run id and replication id")]
+    NotTold,
+}
+
 /// Which Redis this is, from its `INFO server replication`: the run id changes with a restart and the replication
-/// id with a promotion, so both unchanged means that no write was lost. `Err` for a replica.
-pub fn identity(info: &str) -> Result<String, String> {
+/// id with a promotion, so both unchanged means that no write was lost.
+///
+/// # Errors
+/// It is a replica, or its INFO does not have both ids.
+pub fn identity(info: &str) -> Result<String, IdentityError> {
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     if field("role") != Some("master") {
-        return Err("this Redis is a replica".into());
+        return Err(IdentityError::Replica);
     }
     match (field("run_id"), field("master_replid")) {
         (Some(run), Some(replication)) => Ok(format!("{run}/{replication}")),
-        _ => Err("Redis does not tell its run id and replication id".into()),
+        _ => Err(IdentityError::NotTold),
     }
 }
 

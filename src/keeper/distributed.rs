@@ -209,9 +209,9 @@ impl Keeper {
             Suspicion::Refused(why) => return self.refusals.refused(now, &why),
             // Redis' absence is no loss. The report has only woken the keeper: each round looks at Redis' identity and at
             // the states.
-            Suspicion::Away(_) => return,
+            Suspicion::Away => return,
             // New connections lead to another Redis than the keeper's: it has to look at that one.
-            Suspicion::Identity(_) => return self.servers.store.reconnect(),
+            Suspicion::Identity => return self.servers.store.reconnect(),
             // The sale is not open any more.
             Suspicion::State(sale, _) | Suspicion::Unreadable { sale, .. }
                 if !self.sales.is_asked_for(sale, self.servers.clock().ms(now)) =>

@@ -4,6 +4,7 @@
 //! words of a server's own error to the module that asked it.
 
 use crate::ledger::LedgerError;
+use crate::redis_wire::endpoint::Unreachable;
 
 /// Why work of the keeper did not get done. All but [`KeeperError::Unusable`] and [`KeeperError::Foreign`] may pass by themselves:
 /// the next round tries again.
@@ -41,6 +42,12 @@ pub enum KeeperError {
         /// The problem, in words for the operator.
         why: String,
     },
+}
+
+impl From<Unreachable> for KeeperError {
+    fn from(why: Unreachable) -> KeeperError {
+        KeeperError::Redis(why.to_string())
+    }
 }
 
 impl KeeperError {

@@ -56,8 +56,8 @@ impl Store {
         }
         if self.connection.is_none() {
             // The address may have moved with a failover.
-            self.target.resolve().map_err(KeeperError::redis)?;
-            self.connection = Some(self.target.connect(self.timeout).map_err(KeeperError::redis)?);
+            self.target.resolve()?;
+            self.connection = Some(self.target.connect(self.timeout)?);
         }
         let Some(connection) = &mut self.connection else { return Err(KeeperError::redis("no connection")) };
         let done = work(connection);

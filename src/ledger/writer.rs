@@ -232,7 +232,7 @@ impl<A: Append + 'static> Writer<A> {
                 mailbox.put(handoff, written);
             }
         }
-        self.mailboxes.iter().filter(|m| m.has_mail()).for_each(|m| m.bell().ring());
+        self.mailboxes.iter().for_each(Mailbox::ring);
     }
 
     /// Refuses the answers that wait for the records of `handoff`: the keeper places these later than an answer can wait.
@@ -245,7 +245,7 @@ impl<A: Append + 'static> Writer<A> {
         if let Some(mailbox) = self.mailboxes.get(worker) {
             let records = Records::new(handoff.records.sale, handoff.records.epoch);
             mailbox.put(Box::new(Handoff { worker, records, acks }), false);
-            mailbox.bell().ring();
+            mailbox.ring();
         }
     }
 

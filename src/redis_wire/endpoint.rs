@@ -4,7 +4,8 @@
 //! messages show has no credentials. Leaves connecting on a worker to `pipeline`. TLS is not supported.
 
 use arc_swap::ArcSwap;
-use redis::{ConnectionInfo, IntoConnectionInfo};
+use redis::{ConnectionInfo, IntoConnectionInfo, RedisError};
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,25 +20,64 @@ pub struct RedisEndpoint {
     resolved: ArcSwap<Vec<SocketAddr>>,
 }
 
+/// Why a text is not the address of a Redis server that this program can use.
+#[derive(Debug, thiserror::Error)]
+pub enum AddressError {
+    /// The scheme asks for TLS.
+    #[error("TLS to Redis (rediss://) is not supported yet")]
+    Tls,
+    /// Another scheme than `redis`.
+    #[error("the scheme {0:?} is unknown")]
+    Scheme(String),
+    /// Neither a URL nor `host:port`.
+    #[error("there is no host:port in it")]
+    NoPort,
+    /// A URL that the driver refuses.
+    #[error("not a Redis address: {0}")]
+    Malformed(RedisError),
+    /// A URL without a host or a port.
+    #[error("the host or the port is missing")]
+    Incomplete,
+}
+
+/// Why a Redis server does not serve a plain thread. The message begins with the server's `host:port`.
+#[derive(Debug, thiserror::Error)]
+#[error("{name}: {why}")]
+pub struct Unreachable {
+    name: String,
+    why: Why,
+}
+
+/// The reason in an [`Unreachable`].
+#[derive(Debug, thiserror::Error)]
+enum Why {
+    #[error("{0}")]
+    Lookup(io::Error),
+    #[error("no address")]
+    NoAddress,
+    #[error("{0}")]
+    Redis(RedisError),
+}
+
 impl RedisEndpoint {
     /// Reads `host:port` or `redis://[user:password@]host:port[/db]`. Resolves nothing yet.
-    pub fn parse(text: &str) -> Result<RedisEndpoint, String> {
+    pub fn parse(text: &str) -> Result<RedisEndpoint, AddressError> {
         let url = match text.split_once("://") {
             Some(("redis", _)) => text.to_owned(),
-            Some(("rediss", _)) => return Err("TLS to Redis (rediss://) is not supported yet".into()),
-            Some((scheme, _)) => return Err(format!("the scheme {scheme:?} is unknown")),
+            Some(("rediss", _)) => return Err(AddressError::Tls),
+            Some((scheme, _)) => return Err(AddressError::Scheme(scheme.to_owned())),
             None if text
                 .rsplit_once(':')
                 .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) =>
             {
                 format!("redis://{text}")
             }
-            None => return Err("there is no host:port in it".into()),
+            None => return Err(AddressError::NoPort),
         };
-        let info = url.into_connection_info().map_err(|e| format!("not a Redis address: {e}"))?;
+        let info = url.into_connection_info().map_err(AddressError::Malformed)?;
         let (host, port) = match info.addr() {
             redis::ConnectionAddr::Tcp(host, port) if *port != 0 && !host.is_empty() => (host.clone(), *port),
-            _ => return Err("the host or the port is missing".into()),
+            _ => return Err(AddressError::Incomplete),
         };
         // The driver would say its name by CLIENT SETINFO: a command that a user of Redis need not have for this service.
         let settings = info.redis_settings().clone().set_skip_set_lib_name();
@@ -46,22 +86,22 @@ impl RedisEndpoint {
     }
 
     /// Looks the host's addresses up. Blocks: for plain threads.
-    pub fn resolve(&self) -> Result<(), String> {
-        let found: Vec<SocketAddr> =
-            (self.host.as_str(), self.port).to_socket_addrs().map_err(|e| format!("{}: {e}", self.name))?.collect();
+    pub fn resolve(&self) -> Result<(), Unreachable> {
+        let looked_up = (self.host.as_str(), self.port).to_socket_addrs();
+        let found: Vec<SocketAddr> = looked_up.map_err(|e| self.fails(Why::Lookup(e)))?.collect();
         if found.is_empty() {
-            return Err(format!("{}: no address", self.name));
+            return Err(self.fails(Why::NoAddress));
         }
         self.resolved.store(Arc::new(found));
         Ok(())
     }
 
     /// Looks the host's addresses up and has Redis answer once. Blocks: for plain threads.
-    pub fn reach(&self, timeout: Duration) -> Result<(), String> {
+    pub fn reach(&self, timeout: Duration) -> Result<(), Unreachable> {
         self.resolve()?;
         // Not PING: that is refused while Redis reads its file, which can be waited for.
         let asked: Result<redis::Value, _> = redis::cmd("TIME").query(&mut self.connect(timeout)?);
-        asked.map(drop).map_err(|e| format!("{}: {e}", self.name))
+        asked.map(drop).map_err(|e| self.fails(Why::Redis(e)))
     }
 
     /// The address to try on the `attempt`th connection, as looked up last.
@@ -90,15 +130,19 @@ impl RedisEndpoint {
     }
 
     /// A blocking connection for plain threads; each call on it takes `timeout` at most.
-    pub fn connect(&self, timeout: Duration) -> Result<redis::Connection, String> {
+    pub fn connect(&self, timeout: Duration) -> Result<redis::Connection, Unreachable> {
         let connect = || {
             let client = redis::Client::open(self.info.clone())?;
             let connection = client.get_connection_with_timeout(timeout)?;
             connection.set_read_timeout(Some(timeout))?;
             connection.set_write_timeout(Some(timeout))?;
-            Ok::<_, redis::RedisError>(connection)
+            Ok::<_, RedisError>(connection)
         };
-        connect().map_err(|e| format!("{}: {e}", self.name))
+        connect().map_err(|e| self.fails(Why::Redis(e)))
+    }
+
+    fn fails(&self, why: Why) -> Unreachable {
+        Unreachable { name: self.name.clone(), why }
     }
 }
 
@@ -110,7 +154,7 @@ mod tests {
     fn addresses() {
         let check = |text: &str, want: Result<&str, &str>| match (RedisEndpoint::parse(text), want) {
             (Ok(target), Ok(name)) => assert_eq!(target.name, name, "{text}"),
-            (Err(why), Err(part)) => assert!(why.contains(part), "{text}: {why}"),
+            (Err(why), Err(part)) => assert!(why.to_string().contains(part), "{text}: {why}"),
             (got, _) => panic!("{text}: {:?}", got.map(|t| t.name)),
         };
         check("redis:6379", Ok("redis:6379"));

@@ -10,6 +10,7 @@ use crate::worker::{Bell, Watched, Workers, fd};
 use may::io::WaitIoWaker;
 use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, sockopt};
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,23 +36,26 @@ const ENDED: usize = 0x8 | 0x10 | 0x2000;
 
 /// The commands that are sent on a connection, and the receiver of their replies. All calls come from the driver.
 pub trait Protocol: Send + 'static {
+    /// Why the protocol ends a connection.
+    type Fault: fmt::Display;
+
     /// Appends the commands that a new connection begins with, after logging in. Returns how many.
     fn greet(&mut self, out: &mut Vec<u8>) -> usize;
 
     /// The `nth` greeting command's reply. `Err` refuses the connection.
-    fn greeted(&mut self, nth: usize, reply: Reply<'_>) -> Result<(), String>;
+    fn greeted(&mut self, nth: usize, reply: Reply<'_>) -> Result<(), Self::Fault>;
 
     /// All greeting commands are answered. From now on the driver calls [`Protocol::fill`] each time that it wakes.
     fn ready(&mut self);
 
     /// Appends the commands that are to be sent now, if any. `Err` ends the connection.
-    fn fill(&mut self, out: &mut Vec<u8>) -> Result<(), String>;
+    fn fill(&mut self, out: &mut Vec<u8>) -> Result<(), Self::Fault>;
 
     /// The reply to the oldest command that is not answered yet. `Err` ends the connection.
-    fn reply(&mut self, reply: Reply<'_>) -> Result<(), String>;
+    fn reply(&mut self, reply: Reply<'_>) -> Result<(), Self::Fault>;
 
     /// The connection is gone, or could not be made: commands that are not answered never will be.
-    fn lost(&mut self, why: &str);
+    fn lost(&mut self, why: &ConnectionEnd<Self::Fault>);
 
     /// Whether every command is answered.
     fn is_idle(&self) -> bool;
@@ -103,22 +107,39 @@ pub struct Pipeline<P> {
     pub protocol: P,
 }
 
-/// How a connection ended.
-struct End {
-    why: String,
-    /// The other side ended it.
-    by_peer: bool,
+/// How a connection ended, or why it could not be made. `F` is the protocol's [`Fault`](Protocol::Fault).
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionEnd<F> {
+    /// It could not be made.
+    #[error("{0}")]
+    NotMade(io::Error),
+    /// Redis refused the password or the database, in these words.
+    #[error("{0}")]
+    LoginRefused(String),
+    /// Redis closed it.
+    #[error("Redis closed the connection")]
+    Closed,
+    /// It broke while something was sent.
+    #[error("sending: {0}")]
+    Sending(io::Error),
+    /// It broke while something was received.
+    #[error("receiving: {0}")]
+    Receiving(io::Error),
+    /// What Redis sent is no RESP2.
+    #[error("a malformed reply")]
+    Malformed,
+    /// No reply came for this long.
+    #[error("no reply within {0:?}")]
+    Silent(Duration),
+    /// The protocol ended it.
+    #[error("{0}")]
+    Fault(F),
 }
 
-impl From<String> for End {
-    fn from(why: String) -> End {
-        End { why, by_peer: false }
-    }
-}
-
-impl End {
-    fn by_peer(why: impl Into<String>) -> End {
-        End { why: why.into(), by_peer: true }
+impl<F> ConnectionEnd<F> {
+    /// Whether Redis, or something on the way, ended it.
+    fn is_by_peer(&self) -> bool {
+        matches!(self, ConnectionEnd::Closed | ConnectionEnd::Sending(_) | ConnectionEnd::Receiving(_))
     }
 }
 
@@ -138,7 +159,7 @@ impl<P: Protocol> Pipeline<P> {
         let mut attempt = 0usize;
         let mut backoff = MIN_BACKOFF;
         loop {
-            let why = match self.connect(attempt) {
+            let end = match self.connect(attempt) {
                 Ok(mut socket) => {
                     *self.driver.waker.lock() = socket.io.waker();
                     let (greeted, end) = self.serve(&mut socket);
@@ -147,17 +168,17 @@ impl<P: Protocol> Pipeline<P> {
                         backoff = MIN_BACKOFF;
                     }
                     let settled = greeted.is_some_and(|greeted| greeted.elapsed() >= SETTLED);
-                    if settled && end.by_peer && socket.is_idle() && self.protocol.is_idle() {
-                        tracing::debug!(worker = self.worker, "an idle connection to Redis ended: {}", end.why);
+                    if settled && end.is_by_peer() && socket.is_idle() && self.protocol.is_idle() {
+                        tracing::debug!(worker = self.worker, "an idle connection to Redis ended: {end}");
                         self.protocol.ended_idle();
                         continue;
                     }
-                    end.why
+                    end
                 }
-                Err(e) => e.to_string(),
+                Err(e) => ConnectionEnd::NotMade(e),
             };
             *self.driver.waker.lock() = self.driver.bell.waker();
-            self.protocol.lost(&why);
+            self.protocol.lost(&end);
             attempt = attempt.wrapping_add(1);
             self.pause(backoff);
             backoff = (backoff * 2).min(MAX_BACKOFF);
@@ -204,28 +225,32 @@ impl<P: Protocol> Pipeline<P> {
     }
 
     /// Serves a connection until it ends. Says when the greeting was completed, if it was, and how the connection ended.
-    fn serve(&mut self, socket: &mut Socket) -> (Option<Instant>, End) {
+    fn serve(&mut self, socket: &mut Socket) -> (Option<Instant>, ConnectionEnd<P::Fault>) {
         let begun = Instant::now();
         let logins = self.target.log_in(&mut socket.unsent);
         let expected = logins + self.protocol.greet(&mut socket.unsent);
         let (mut answered, mut greeted) = (0, None);
         loop {
             if greeted.is_some()
-                && let Err(why) = self.protocol.fill(&mut socket.unsent)
+                && let Err(fault) = self.protocol.fill(&mut socket.unsent)
             {
-                return (greeted, why.into());
+                return (greeted, ConnectionEnd::Fault(fault));
             }
             if let Err(e) = socket.send() {
-                return (greeted, End::by_peer(format!("sending: {e}")));
+                return (greeted, ConnectionEnd::Sending(e));
             }
             let events = socket.io.wait();
             let handled = socket.receive(events, |reply| {
                 if greeted.is_some() {
-                    return self.protocol.reply(reply);
+                    return self.protocol.reply(reply).map_err(ConnectionEnd::Fault);
                 }
                 match reply {
-                    Reply::Error(text) if answered < logins => return Err(String::from_utf8_lossy(text).into_owned()),
-                    _ if answered >= logins => self.protocol.greeted(answered - logins, reply)?,
+                    Reply::Error(error) if answered < logins => {
+                        return Err(ConnectionEnd::LoginRefused(error.to_string()));
+                    }
+                    _ if answered >= logins => {
+                        self.protocol.greeted(answered - logins, reply).map_err(ConnectionEnd::Fault)?;
+                    }
                     _ => {}
                 }
                 answered += 1;
@@ -240,7 +265,7 @@ impl<P: Protocol> Pipeline<P> {
             }
             let since = if greeted.is_some() { self.protocol.waiting_since() } else { Some(begun) };
             if since.is_some_and(|since| since.elapsed() > self.timeout) {
-                return (greeted, format!("no reply within {:?}", self.timeout).into());
+                return (greeted, ConnectionEnd::Silent(self.timeout));
             }
         }
     }
@@ -268,7 +293,11 @@ impl Socket {
     }
 
     /// Receives what `events` announce and gives each whole reply to `each`.
-    fn receive(&mut self, events: usize, mut each: impl FnMut(Reply<'_>) -> Result<(), String>) -> Result<(), End> {
+    fn receive<F>(
+        &mut self,
+        events: usize,
+        mut each: impl FnMut(Reply<'_>) -> Result<(), ConnectionEnd<F>>,
+    ) -> Result<(), ConnectionEnd<F>> {
         if events & (READABLE | ENDED) == 0 {
             return Ok(());
         }
@@ -276,11 +305,11 @@ impl Socket {
             let room = self.received.get_mut(self.filled..).unwrap_or_default();
             let space = room.len();
             let count = match rustix::io::read(self.io.fd(), room) {
-                Ok(0) => return Err(End::by_peer("Redis closed the connection")),
+                Ok(0) => return Err(ConnectionEnd::Closed),
                 Ok(n) => n,
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),
                 Err(rustix::io::Errno::INTR) => continue,
-                Err(e) => return Err(End::by_peer(format!("receiving: {e}"))),
+                Err(e) => return Err(ConnectionEnd::Receiving(e.into())),
             };
             self.filled += count;
             self.parse(&mut each)?;
@@ -292,11 +321,14 @@ impl Socket {
         }
     }
 
-    fn parse(&mut self, each: &mut impl FnMut(Reply<'_>) -> Result<(), String>) -> Result<(), String> {
+    fn parse<F>(
+        &mut self,
+        each: &mut impl FnMut(Reply<'_>) -> Result<(), ConnectionEnd<F>>,
+    ) -> Result<(), ConnectionEnd<F>> {
         let mut used = 0;
         let filled = self.received.get(..self.filled).unwrap_or_default();
         while let Some((reply, length)) =
-            resp::parse(filled.get(used..).unwrap_or_default()).map_err(|_| "a malformed reply")?
+            resp::parse(filled.get(used..).unwrap_or_default()).map_err(|_| ConnectionEnd::Malformed)?
         {
             used += length;
             each(reply)?;

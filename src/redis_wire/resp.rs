@@ -5,6 +5,8 @@
 //! no connection here asks for them. Source: the Redis serialization protocol specification. Leaves reading and sending to
 //! `pipeline`.
 
+use std::fmt;
+
 /// The longest reply that is taken: a batch's reply is below 100 kB, and `INFO` below 16 kB.
 pub const MAX_REPLY_BYTES: usize = 4 << 20;
 /// How deep arrays may nest.
@@ -21,7 +23,7 @@ pub enum Reply<'b> {
     /// `+…`
     Simple(&'b [u8]),
     /// `-…`
-    Error(&'b [u8]),
+    Error(ErrorReply<'b>),
     /// `:…`
     Int(i64),
     /// `$…`
@@ -30,6 +32,24 @@ pub enum Reply<'b> {
     Nil,
     /// `*…`: how many elements, and their bytes.
     Array(usize, &'b [u8]),
+}
+
+/// The text of an error. Its first word is Redis' code for the kind of error; the rest is for people and may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorReply<'b>(pub &'b [u8]);
+
+impl<'b> ErrorReply<'b> {
+    /// The code, `NOSCRIPT` or `READONLY` for example; `ERR` where Redis has none of its own; empty if it is not UTF-8.
+    pub fn code(self) -> &'b str {
+        let word = self.0.split(u8::is_ascii_whitespace).next().unwrap_or_default();
+        std::str::from_utf8(word).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for ErrorReply<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(self.0))
+    }
 }
 
 /// Why bytes are not a reply.
@@ -57,7 +77,7 @@ fn parse_nested(buf: &[u8], depth: usize) -> Result<Option<(Reply<'_>, usize)>, 
     let Some((kind, rest)) = buf.split_first() else { return Ok(None) };
     match kind {
         b'+' => Ok(line(rest)?.map(|(text, used)| (Reply::Simple(text), used + 1))),
-        b'-' => Ok(line(rest)?.map(|(text, used)| (Reply::Error(text), used + 1))),
+        b'-' => Ok(line(rest)?.map(|(text, used)| (Reply::Error(ErrorReply(text)), used + 1))),
         b':' => Ok(number(rest)?.map(|(value, used)| (Reply::Int(value), used + 1))),
         b'$' => bulk(rest),
         b'*' if depth < MAX_DEPTH => array(rest, depth),
@@ -206,8 +226,18 @@ mod tests {
     }
 
     #[test]
+    fn codes_of_errors() {
+        let check = |text: &[u8], want: &str| assert_eq!(ErrorReply(text).code(), want, "{text:?}");
+        check(b"NOSCRIPT No matching script. Please use EVAL.", "NOSCRIPT");
+        check(b"OOM", "OOM");
+        check(b"", "");
+        check(b"\xff x", "");
+        assert_eq!(ErrorReply(b"ERR \xff").to_string(), "ERR \u{fffd}");
+    }
+
+    #[test]
     fn errors_limits_and_depth() {
-        assert_eq!(parse(b"-NOSCRIPT x\r\n"), Ok(Some((Reply::Error(b"NOSCRIPT x"), 13))));
+        assert_eq!(parse(b"-NOSCRIPT x\r\n"), Ok(Some((Reply::Error(ErrorReply(b"NOSCRIPT x")), 13))));
         assert_eq!(parse(b"*-1\r\n"), Ok(Some((Reply::Nil, 5))));
         assert_eq!(parse(b"$-2\r\n"), Err(Malformed));
         assert_eq!(parse(b"$99999999999\r\n"), Err(Malformed));

@@ -19,13 +19,13 @@ pub struct Asked<T> {
 
 /// Has `question` asked by a thread of its own. The errors of `question` name the server themselves; for the errors that are
 /// made here, its name is `server`.
-pub fn ask<T: Send + 'static>(
+pub fn ask<T: Send + 'static, E: ToString>(
     server: &str,
-    question: impl FnOnce() -> Result<T, String> + Send + 'static,
+    question: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<Asked<T>, String> {
     let (tell, answer) = crossbeam_channel::bounded(1);
     let asking = std::thread::Builder::new().name("reach".into()).spawn(move || {
-        let _ = tell.try_send(question());
+        let _ = tell.try_send(question().map_err(|e| e.to_string()));
     });
     asking.map(|_| Asked { server: server.to_owned(), answer }).map_err(|e| format!("{server}: cannot be asked: {e}"))
 }

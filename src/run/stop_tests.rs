@@ -56,7 +56,7 @@ fn a_panic_ends_the_process() {
     let running = start_embedded(&config, dir.path(), (workers, &vitals), &boxes).unwrap();
     let shop = Shop::new(running.inventory.clone(), running.codes.clone(), Catalog::generated(), running.patience);
     let shop = Arc::new(shop);
-    start_mail(workers, boxes, &running.inventory).unwrap();
+    start_mail(workers, &boxes, &running.recorder).unwrap();
     let listen = |address| listen::bind(address).unwrap().listen().unwrap();
     let server = Arc::new(Server::start(workers, listen(config.address), shop.clone(), 10).unwrap());
     let admin = start_admin(workers, listen(config.admin_address), &running, &server).unwrap();

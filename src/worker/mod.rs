@@ -7,6 +7,8 @@
 
 mod bell;
 pub mod fd;
+#[cfg(test)]
+pub(crate) mod testing;
 mod vital;
 mod waiter;
 mod watched;

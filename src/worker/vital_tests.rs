@@ -11,10 +11,11 @@ use crate::ledger::writer::{OnFailure, Writer};
 use crate::ledger::{Append, LedgerError};
 use crate::record::{self, Message};
 use crate::redis_wire::endpoint::RedisEndpoint;
-use crate::redis_wire::pipeline::{DriverWaker, Pipeline, Protocol};
+use crate::redis_wire::pipeline::{ConnectionEnd, DriverWaker, Pipeline, Protocol};
 use crate::redis_wire::resp::Reply;
 use crate::worker::Workers;
 use may::io::WaitIoWaker;
+use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -62,20 +63,22 @@ fn a_writer_that_panics_is_told() {
 struct FaultyProtocol;
 
 impl Protocol for FaultyProtocol {
+    type Fault = Infallible;
+
     fn greet(&mut self, _: &mut Vec<u8>) -> usize {
         panic!("a fault in the protocol")
     }
-    fn greeted(&mut self, _: usize, _: Reply<'_>) -> Result<(), String> {
+    fn greeted(&mut self, _: usize, _: Reply<'_>) -> Result<(), Infallible> {
         Ok(())
     }
     fn ready(&mut self) {}
-    fn fill(&mut self, _: &mut Vec<u8>) -> Result<(), String> {
+    fn fill(&mut self, _: &mut Vec<u8>) -> Result<(), Infallible> {
         Ok(())
     }
-    fn reply(&mut self, _: Reply<'_>) -> Result<(), String> {
+    fn reply(&mut self, _: Reply<'_>) -> Result<(), Infallible> {
         Ok(())
     }
-    fn lost(&mut self, _: &str) {}
+    fn lost(&mut self, _: &ConnectionEnd<Infallible>) {}
     fn is_idle(&self) -> bool {
         true
     }

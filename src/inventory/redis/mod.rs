@@ -3,62 +3,44 @@
 //! Owns the batches, what a worker knows by itself (the sold-out cache, the clock), and the hand-over of records.
 //! Invariant: a request gets one answer; a lost connection answers `Unavailable` and repeats nothing, since the
 //! effect may have happened. Refuses to know HTTP, the ledger's kind and how sales are opened.
+//!
+//! A request comes by [`Inventory::submit`] into its worker's lane (`lane.rs`), waits in a queue of the lane's state (`state.rs`),
+//! goes out with others in a call (`protocol.rs`, `flight.rs`), and is answered by its reply (`answer.rs`).
 
 mod answer;
+mod fault;
+mod flight;
 mod lane;
 mod protocol;
 pub mod scripts;
+mod shared;
+mod state;
+#[cfg(test)]
+mod tests;
 
-use super::{Inventory, LostCalls, SharedView, Suspicion};
-use crate::code::HoldNumbers;
+pub use shared::Shared;
+
+use super::{Inventory, SharedView};
 use crate::domain::{Outcome, Request};
-use crate::record::{Handoff, Recorder};
 use crate::redis_wire::endpoint::RedisEndpoint;
 use crate::redis_wire::pipeline::{DriverWaker, Pipeline};
 use crate::worker::{Ticket, Waiter, Workers};
-use crossbeam_channel::Sender;
 use lane::Lane;
 use protocol::ScriptProtocol;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// What all lanes share.
-pub struct Shared {
-    /// What may be sold, from the keeper.
-    pub view: SharedView,
-    /// The numbers of this life's holds.
-    pub numbers: HoldNumbers,
-    /// The way to the ledger.
-    pub recorder: Arc<Recorder>,
-    /// Whether a purchase is answered only once the ledger has it.
-    pub ack_by_ledger: bool,
-    /// How long Redis may take.
-    pub timeout: Duration,
-    /// Where the keeper hears of what looks wrong.
-    pub suspicions: Sender<Suspicion>,
-    /// Set where calls were lost, for the keeper.
-    pub lost_calls: LostCalls,
-}
-
-impl Shared {
-    /// Tells the keeper. Where the channel is full the keeper has enough to look into, and what still is odd is found again.
-    fn suspect(&self, suspicion: Suspicion) {
-        let _ = self.suspicions.try_send(suspicion);
-    }
-}
+use std::time::Instant;
 
 /// The inventory in Redis.
 pub struct RedisInventory {
     lanes: Vec<Arc<Lane>>,
-    recorder: Arc<Recorder>,
     view: SharedView,
 }
 
 impl RedisInventory {
     /// Starts a driver on every worker.
     pub fn start(workers: Workers, target: &Arc<RedisEndpoint>, shared: Shared) -> io::Result<RedisInventory> {
-        let (recorder, view) = (shared.recorder.clone(), shared.view.clone());
+        let view = shared.view.clone();
         let shared = Arc::new(shared);
         let mut lanes = Vec::with_capacity(workers.count());
         for worker in workers.all() {
@@ -75,7 +57,7 @@ impl RedisInventory {
             workers.spawn_vital(worker, "the driver of a Redis connection", move || pipeline.run())?;
             lanes.push(lane);
         }
-        Ok(RedisInventory { lanes, recorder, view })
+        Ok(RedisInventory { lanes, view })
     }
 }
 
@@ -91,13 +73,6 @@ impl Inventory for RedisInventory {
         if let Some(lane) = self.lanes.get(worker) {
             lane.tick();
         }
-    }
-
-    fn written(&self, _worker: usize, mut handoff: Box<Handoff>, ok: bool) {
-        for ack in handoff.acks.drain(..) {
-            ack.waiter.deliver(ack.ticket, if ok { ack.outcome } else { Outcome::Unavailable });
-        }
-        self.recorder.recycle(handoff);
     }
 
     fn is_ready(&self) -> bool {

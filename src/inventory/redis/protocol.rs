@@ -1,15 +1,19 @@
 //! What a worker's connection to Redis carries: the greeting, the batches, their replies, and the end.
 //!
-//! Owns the order of what is sent, and what is sent again. Invariant: only a call that executed nothing is sent again; a
-//! call whose reply is lost is answered `Unavailable`, since it may have had its effect. Leaves to others: the socket
-//! (`redis/pipeline.rs`), and what a reply means (`answer.rs`).
+//! Owns the order of what is sent, and what is sent again. Invariants: only a call that executed nothing is sent again; a
+//! call whose reply is lost is answered `Unavailable`, since it may have had its effect. Checkouts and purchases take turns: each
+//! round sends one call of the checkouts that wait and one of the purchases, so that neither kind waits until the other has none
+//! left. Leaves to others: the socket (`redis_wire/pipeline.rs`), and what a reply means (`answer.rs`).
 
 use super::answer;
-use super::lane::{Flight, InFlight, Lane, MAX_FLIGHTS, Pending, Script, State};
-use super::scripts::{Header, MAX_BATCH, checkout, purchase};
-use crate::domain::{HoldKey, HoldNumber, Request, SaleId};
-use crate::inventory::Suspicion;
-use crate::redis_wire::pipeline::Protocol;
+use super::fault::Fault;
+use super::flight::{Call, Flight, MAX_FLIGHTS, Script};
+use super::lane::Lane;
+use super::scripts::{Header, checkout, purchase};
+use super::state::State;
+use crate::domain::HoldNumber;
+use crate::inventory::{Suspicion, identity};
+use crate::redis_wire::pipeline::{ConnectionEnd, Protocol};
 use crate::redis_wire::resp::Reply;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,7 +27,7 @@ pub(super) struct ScriptProtocol {
     purchase_sha: String,
     /// Where Redis is, for the log.
     redis: String,
-    /// Since when there is no connection, where that was told.
+    /// Since when there is no connection, if the log says that there is none.
     lost: Option<Instant>,
 }
 
@@ -38,91 +42,69 @@ impl ScriptProtocol {
     fn load_scripts(&mut self, state: &mut State, out: &mut Vec<u8>) {
         for (script, text) in [(Script::Checkout, checkout::TEXT), (Script::Purchase, purchase::TEXT)] {
             redis::cmd("SCRIPT").arg("LOAD").arg(text).write_packed_command(out);
-            state.flights.push_back(InFlight::Load(script, Instant::now()));
+            state.flights.push_back(Flight::Load { script, sent: Instant::now() });
         }
         state.lacks_scripts = false;
     }
 
     /// Notes under which name Redis has loaded a script.
-    fn loaded(&mut self, script: Script, reply: Reply<'_>) -> Result<(), String> {
+    fn loaded(&mut self, script: Script, reply: Reply<'_>) -> Result<(), Fault> {
         let sha = match script {
             Script::Checkout => &mut self.checkout_sha,
             Script::Purchase => &mut self.purchase_sha,
         };
-        *sha = bulk_text(reply)?;
+        *sha = text(reply)?;
         Ok(())
     }
 
-    /// Sends one batch of checkouts for the sale that is on.
-    fn send_checkouts(&mut self, state: &mut State, batch: Vec<Pending>, out: &mut Vec<u8>) {
+    /// Sends one batch of the checkouts that wait, for the sale that is on.
+    fn send_checkouts(&mut self, state: &mut State, out: &mut Vec<u8>) {
+        if state.checkouts.len() == 0 {
+            return;
+        }
         let at = Instant::now();
         let on = state.sale_on(at);
         let view = state.view.load();
         let (epoch, latest_ms) = (view.epoch, view.latest_ms(at));
+        let batch = state.checkouts.take_batch();
         let (Some(terms), Some(first)) = (on, self.lane.shared.numbers.take(batch.len() as u64)) else {
-            answer::refuse(batch, state);
-            return;
+            return state.checkouts.refuse(batch);
         };
-        let requests = batch.iter().enumerate().filter_map(|(i, p)| match &p.request {
-            Request::Checkout { user, item } => Some((HoldNumber(first.0 + i as u64), user, item)),
-            Request::Purchase { .. } => None,
-        });
+        let numbered = (first.0..).map(HoldNumber).zip(&batch);
+        let requests = numbered.map(|(number, pending)| (number, &pending.request.user, &pending.request.item));
         let header = Header { sha: &self.checkout_sha, sale: terms.sale, epoch, latest_ms };
         checkout::call(&mut self.cmd, &header, requests, out);
-        let flight = Flight { script: Script::Checkout, terms, epoch, first, requests: batch, sent: at };
-        state.flights.push_back(InFlight::Call(flight));
+        state.flights.push_back(Flight::Checkouts { call: Call::new(terms, epoch, at, batch), first });
     }
 
-    /// Sends one batch of purchases of one sale.
-    fn send_purchases(&mut self, state: &mut State, sale: SaleId, batch: Vec<Pending>, out: &mut Vec<u8>) {
+    /// Sends one batch of the purchases that wait: those of the sale that the first of them asks.
+    fn send_purchases(&mut self, state: &mut State, out: &mut Vec<u8>) {
+        let Some(sale) = state.purchases.first().map(|hold| hold.sale) else { return };
         let at = Instant::now();
         let view = state.view.load();
         let (terms, epoch, latest_ms) = (view.sale(sale).copied(), view.epoch, view.latest_ms(at));
+        let batch = state.purchases.take_batch_of(|hold| hold.sale == sale);
         let Some(terms) = terms else {
-            answer::refuse(batch, state);
-            return;
+            return state.purchases.refuse(batch);
         };
-        let holds = batch.iter().filter_map(|p| match p.request {
-            Request::Purchase { hold } => Some(hold.number),
-            Request::Checkout { .. } => None,
-        });
         let header = Header { sha: &self.purchase_sha, sale, epoch, latest_ms };
-        purchase::call(&mut self.cmd, &header, holds, out);
-        let first = HoldNumber(0);
-        let flight = Flight { script: Script::Purchase, terms, epoch, first, requests: batch, sent: at };
-        state.flights.push_back(InFlight::Call(flight));
+        purchase::call(&mut self.cmd, &header, batch.iter().map(|pending| pending.request.number), out);
+        state.flights.push_back(Flight::Purchases(Call::new(terms, epoch, at, batch)));
     }
 }
 
-/// Takes what goes out in one call each: checkouts, and the purchases of one sale. The rest stays.
-fn take_batches(state: &mut State) -> (Vec<Pending>, Option<SaleId>, Vec<Pending>) {
-    let mut checkouts = state.blank();
-    let mut purchases = state.blank();
-    let mut sale = None;
-    for _ in 0..state.pending.len() {
-        let Some(pending) = state.pending.pop_front() else { break };
-        match pending.request {
-            Request::Checkout { .. } if checkouts.len() < MAX_BATCH => checkouts.push(pending),
-            Request::Purchase { hold: HoldKey { sale: his, .. } }
-                if purchases.len() < MAX_BATCH && *sale.get_or_insert(his) == his =>
-            {
-                purchases.push(pending);
-            }
-            _ => state.pending.push_back(pending),
-        }
-    }
-    (checkouts, sale, purchases)
-}
-
-fn bulk_text(reply: Reply<'_>) -> Result<String, String> {
+/// The text of a reply to the greeting, or to the loading of a script.
+fn text(reply: Reply<'_>) -> Result<String, Fault> {
     match reply {
         Reply::Bulk(bytes) => Ok(String::from_utf8_lossy(bytes).into_owned()),
-        Reply::Error(text) => Err(String::from_utf8_lossy(text).into_owned()),
-        _ => Err("Redis answered the greeting with something other than text".into()),
+        Reply::Error(error) => Err(Fault::Refused(error.to_string())),
+        _ => Err(Fault::NoText),
     }
 }
 
 impl Protocol for ScriptProtocol {
+    type Fault = Fault;
+
     fn greet(&mut self, out: &mut Vec<u8>) -> usize {
         redis::cmd("INFO").arg("server").arg("replication").write_packed_command(out);
         redis::cmd("SCRIPT").arg("LOAD").arg(checkout::TEXT).write_packed_command(out);
@@ -130,30 +112,24 @@ impl Protocol for ScriptProtocol {
         3
     }
 
-    fn greeted(&mut self, nth: usize, reply: Reply<'_>) -> Result<(), String> {
+    fn greeted(&mut self, nth: usize, reply: Reply<'_>) -> Result<(), Fault> {
         match nth {
             0 => {
-                let identity = super::super::identity(&bulk_text(reply)?)?;
-                let expected = self.lane.shared.view.load().identity.clone();
-                if identity != expected {
-                    self.lane.shared.suspect(Suspicion::Identity(identity));
-                    return Err("Redis was started anew or is another one".into());
+                let identity = identity(&text(reply)?)?;
+                if identity != self.lane.shared.view.load().identity {
+                    self.lane.shared.suspect(Suspicion::Identity);
+                    return Err(Fault::OtherRedis);
                 }
-                self.lane.state.lock().greeted = identity;
+                self.lane.state.lock().greet(identity);
+                Ok(())
             }
-            1 => self.loaded(Script::Checkout, reply)?,
-            _ => self.loaded(Script::Purchase, reply)?,
+            1 => self.loaded(Script::Checkout, reply),
+            _ => self.loaded(Script::Purchase, reply),
         }
-        Ok(())
     }
 
     fn ready(&mut self) {
-        let mut state = self.lane.state.lock();
-        state.sold_out = None;
-        // It may be another server, whose clock differs.
-        state.clock = None;
-        state.lacks_scripts = false;
-        state.reconnecting = false;
+        self.lane.state.lock().begin_connection();
         self.lane.connected.store(true, Ordering::Release);
         if let Some(lost) = self.lost.take() {
             let took = lost.elapsed();
@@ -165,58 +141,44 @@ impl Protocol for ScriptProtocol {
         }
     }
 
-    fn fill(&mut self, out: &mut Vec<u8>) -> Result<(), String> {
+    fn fill(&mut self, out: &mut Vec<u8>) -> Result<(), Fault> {
         let lane = self.lane.clone();
         crate::worker::debug_assert_on(lane.worker);
         let mut state = lane.state.lock();
         if state.is_outdated() {
-            return Err("the sales have moved to another Redis".into());
+            return Err(Fault::Moved);
         }
         if state.lacks_scripts {
             self.load_scripts(&mut state, out);
         }
-        while state.flights.len() < MAX_FLIGHTS && !state.pending.is_empty() {
-            let (checkouts, sale, purchases) = take_batches(&mut state);
-            match checkouts.is_empty() {
-                true => state.recycle(checkouts),
-                false => self.send_checkouts(&mut state, checkouts, out),
-            }
-            match sale {
-                None => state.recycle(purchases),
-                Some(sale) => self.send_purchases(&mut state, sale, purchases, out),
-            }
+        while state.flights.len() < MAX_FLIGHTS && state.waiting() > 0 {
+            self.send_checkouts(&mut state, out);
+            self.send_purchases(&mut state, out);
         }
         Ok(())
     }
 
-    fn reply(&mut self, reply: Reply<'_>) -> Result<(), String> {
+    fn reply(&mut self, reply: Reply<'_>) -> Result<(), Fault> {
         crate::worker::debug_assert_on(self.lane.worker);
         let mut state = self.lane.state.lock();
-        let answered = state.flights.pop_front();
-        match answered {
-            Some(InFlight::Call(flight)) => answer::answer(&self.lane, &mut state, flight, reply),
-            Some(InFlight::Load(script, _)) => {
+        let flight = state.flights.pop_front();
+        match flight {
+            Some(Flight::Checkouts { call, first }) => answer::checkouts(&self.lane, &mut state, call, first, reply),
+            Some(Flight::Purchases(call)) => answer::purchases(&self.lane, &mut state, call, reply),
+            Some(Flight::Load { script, .. }) => {
                 drop(state);
                 self.loaded(script, reply)
             }
-            None => Err("Redis sent a reply without a request".into()),
+            None => Err(Fault::Unasked),
         }
     }
 
-    fn lost(&mut self, why: &str) {
+    fn lost(&mut self, why: &ConnectionEnd<Fault>) {
         let mut state = self.lane.state.lock();
         let was_connected = self.lane.connected.swap(false, Ordering::AcqRel);
         state.sold_out = None;
         state.reconnecting = false;
-        let mut lost_calls = false;
-        for sent in std::mem::take(&mut state.flights) {
-            if let InFlight::Call(flight) = sent {
-                lost_calls = true;
-                answer::refuse(flight.requests, &mut state);
-            }
-        }
-        let waiting: Vec<Pending> = state.pending.drain(..).collect();
-        answer::refuse(waiting, &mut state);
+        let lost_calls = state.refuse_all();
         if was_connected {
             self.lost = Some(Instant::now());
             tracing::warn!(
@@ -230,7 +192,7 @@ impl Protocol for ScriptProtocol {
             // What they decided, if they did, is with Redis alone.
             self.lane.shared.lost_calls.store(true, Ordering::Release);
         }
-        self.lane.shared.suspect(Suspicion::Away(why.to_owned()));
+        self.lane.shared.suspect(Suspicion::Away);
     }
 
     fn is_idle(&self) -> bool {
@@ -244,6 +206,6 @@ impl Protocol for ScriptProtocol {
     }
 
     fn waiting_since(&self) -> Option<Instant> {
-        self.lane.state.lock().flights.front().map(InFlight::sent)
+        self.lane.state.lock().flights.front().map(Flight::sent)
     }
 }
