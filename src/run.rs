@@ -1,10 +1,11 @@
 //! Starting and stopping.
 
 mod reach;
+mod running;
 mod signals;
 mod stop;
 
-use crossbeam_channel::{Receiver, Sender, select};
+use crossbeam_channel::{Receiver, select};
 use flashsale::admin::Admin;
 use flashsale::catalog::Catalog;
 use flashsale::code::{Codes, HoldNumbers};
@@ -25,6 +26,7 @@ use flashsale::redis_wire::endpoint::RedisEndpoint;
 use flashsale::service::Shop;
 use flashsale::worker::{Bell, Ticker, Vitals, Workers};
 use reach::{STARTUP_TIMEOUT, ask};
+use running::{EndsLast, Running};
 use signals::Signals;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -42,19 +44,6 @@ const LEDGER_PATIENCE: Duration = Duration::from_secs(5);
 const WARMUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Suspicions that wait for the keeper. What finds no room is found again by the next request.
 const SUSPICIONS: usize = 16;
-
-/// What was started, for stopping it.
-struct Running {
-    inventory: Arc<dyn Inventory>,
-    view: SharedView,
-    codes: Codes,
-    patience: Duration,
-    recorder: Arc<Recorder>,
-    writer: JoinHandle<()>,
-    keeper: JoinHandle<()>,
-    stop_keeper: Sender<()>,
-    what: String,
-}
 
 /// Why the process did not start, in a line.
 pub enum Failure {
@@ -189,6 +178,7 @@ fn start_embedded(
         recorder,
         writer,
         keeper: spawn_keeper(vitals, move || keeper.run(&stop))?,
+        ends_last: EndsLast::Writer,
         stop_keeper,
         what: format!("embedded, with its ledger in {}", data_dir.display()),
     })
@@ -275,6 +265,7 @@ fn start_distributed(
         recorder,
         writer,
         keeper: spawn_keeper(vitals, move || keeper.run(Box::new(own), &stop))?,
+        ends_last: EndsLast::Keeper,
         stop_keeper,
         what: format!("Redis at {}, ledger in {where_ledger}", target.name),
     })

@@ -36,8 +36,8 @@ const MIN_POLL_INTERVAL: Duration = Duration::from_millis(20);
 const CUT_OFF_WAIT: Duration = Duration::from_secs(4);
 /// How long starting is tried when both servers answer: rebuilding a large sale takes its time.
 const START_WAIT: Duration = Duration::from_secs(120);
-/// How long the writer's last records are waited for at the end.
-const LAST_WAIT: Duration = Duration::from_secs(3);
+/// How long the writer's last records are waited for at the end. The end of the process leaves the keeper that much time.
+pub const LAST_WAIT: Duration = Duration::from_secs(3);
 
 /// What the keeper works with.
 pub struct Parts {
@@ -194,7 +194,12 @@ impl Keeper {
     /// The writer is about to end. What it passes on until then is placed.
     fn finish(&mut self) {
         let until = self.servers.now() + LAST_WAIT;
-        self.late.take_last(until);
+        if !self.late.take_last(until) {
+            tracing::warn!(
+                "the ledger's writer has not ended within {LAST_WAIT:?}: records of an older epoch that it still passes on are not \
+                 offered to their sales"
+            );
+        }
         while !self.late.is_empty() && self.servers.now() < until {
             let result = self.round();
             self.report(result);

@@ -61,11 +61,14 @@ impl LateRecords {
         }
     }
 
-    /// Takes in what the writer passes on until it ends, at most until `until`.
-    pub(super) fn take_last(&mut self, until: Instant) {
-        // The channel closes with the writer.
-        while let Ok(handoff) = self.stale.recv_deadline(until) {
-            self.take_in(&handoff.records);
+    /// Takes in what the writer passes on until it ends, at most until `until`. Says whether it has ended.
+    pub(super) fn take_last(&mut self, until: Instant) -> bool {
+        loop {
+            match self.stale.recv_deadline(until) {
+                Ok(handoff) => self.take_in(&handoff.records),
+                // The channel closes with the writer.
+                Err(e) => return e.is_disconnected(),
+            }
         }
     }
 

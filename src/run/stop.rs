@@ -4,9 +4,10 @@
 //! every record that was handed over is written, as far as the time allows; the end takes no longer than
 //! [`time_for_all`] says. Leaves it to the signals' thread to end at once.
 
-use super::Running;
+use super::running::{EndsLast, Running};
 use crossbeam_channel::Receiver;
 use flashsale::http::server::Server;
+use flashsale::keeper::distributed::LAST_WAIT;
 use flashsale::record::{Counters, Message};
 use flashsale::service::Shop;
 use flashsale::worker::Workers;
@@ -18,6 +19,21 @@ use std::time::{Duration, Instant};
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(9_500);
 /// The time after the drain, at least: for answers that wait, and for the writer's last batch.
 const AFTER_DRAIN: Duration = Duration::from_millis(4_500);
+/// The parts into which the time is divided.
+const PARTS: u32 = 6;
+/// When the connections are given up that are not closed by then, in parts of the time.
+const CONNECTIONS_UNTIL: u32 = 2;
+/// When the decisions are given up that have not come by then. The keeper is told to stop.
+const DECISIONS_UNTIL: u32 = 4;
+/// When the writer is told to finish although the keeper has not stopped, where the writer ends last.
+const KEEPER_UNTIL: u32 = 5;
+
+// Without a drain, a keeper that is told to stop as late as can be still has its whole time for the writer's last records.
+const _: () = assert!(
+    SHUTDOWN_TIMEOUT.as_millis() * DECISIONS_UNTIL as u128 / PARTS as u128 + LAST_WAIT.as_millis()
+        < SHUTDOWN_TIMEOUT.as_millis()
+);
+
 /// How often is looked whether a step is done.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -95,17 +111,18 @@ impl Stop<'_> {
     /// From the last connection to the last record, by `end`.
     fn finish(&self, end: Instant) {
         let time = end.saturating_duration_since(Instant::now());
+        let at = |parts: u32| end - time * (PARTS - parts) / PARTS;
         self.server.drain();
         self.server.close();
-        wait(end - time * 2 / 3, || self.server.is_closed());
+        wait(at(CONNECTIONS_UNTIL), || self.server.is_closed());
         // Clients that are still connected get no new decision. Decisions under way are still handed over.
         self.shop.close();
         let undecided = || self.workers.all().map(|worker| self.running.inventory.undecided(worker)).sum::<usize>();
-        wait(end - time / 3, || undecided() == 0);
+        wait(at(DECISIONS_UNTIL), || undecided() == 0);
         let _ = self.running.stop_keeper.send(());
-        // The writer goes on meanwhile. It is the last to close the ledger: of two SQLite connections that are closed at the
-        // same time, neither may find itself the last one, and then the log stays beside the database.
-        wait(end - time / 6, || self.running.keeper.is_finished());
+        if self.running.ends_last == EndsLast::Writer {
+            wait(at(KEEPER_UNTIL), || self.running.keeper.is_finished());
+        }
         let _ = self.running.recorder.sender().send_deadline(Message::Finish, end);
         wait(end, || self.running.writer.is_finished() && self.running.keeper.is_finished());
         // The writer has sent the workers its last mail: they may still have to send the answers that waited for it.

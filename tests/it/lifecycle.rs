@@ -71,6 +71,8 @@ fn idle_end(mode: Mode) {
     half.send(b"GET / HTTP/1.1\r\n").unwrap();
     assert_eq!(app.terminate(), 0, "{}", app.stderr());
     assert!(!app.stderr().contains("panicked"), "{}", app.stderr());
+    // The keeper waits for the writer's last records, and the writer ends as soon as it has nothing to write.
+    assert!(!app.stderr().contains("writer has not ended"), "{}", app.stderr());
 }
 
 fn codes_outlive_a_restart(mode: Mode) {
