@@ -29,6 +29,22 @@ fn files_are_short() {
     }
 }
 
+/// A caller can tell errors apart that have a type. The words for the operator are made where a start fails.
+#[test]
+fn errors_have_types() {
+    let (src, mut found) = (root().join("src"), Vec::new());
+    files(&src, &mut found);
+    for path in found {
+        let inside = path.strip_prefix(&src).unwrap().with_extension("");
+        if ["main", "run", "config"].iter().any(|module| inside.starts_with(module)) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let line = text.lines().find(|line| line.contains("Result<") && line.contains(", String>"));
+        assert_eq!(line, None, "{}", path.display());
+    }
+}
+
 /// The names in quotes that are written as environment variables are.
 fn quoted_names(source: &str) -> BTreeSet<&str> {
     let is_name = |word: &&str| {
