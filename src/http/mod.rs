@@ -16,5 +16,4 @@ pub mod response;
 pub mod server;
 pub mod service;
 mod side;
-mod stream;
 mod target;

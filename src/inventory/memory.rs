@@ -14,23 +14,9 @@ mod tests;
 use super::Progress;
 pub use crate::domain::HoldState;
 use crate::domain::{HoldKey, HoldNumber, HoldRow, Id, Outcome, Record, RecordKind, Terms};
+pub use holds::Hold;
 use holds::{Change, Holds};
 use std::collections::BTreeSet;
-
-/// One hold of the sale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hold {
-    /// Who.
-    pub user: Id,
-    /// What.
-    pub item: Id,
-    /// When it was taken, unix milliseconds.
-    pub taken_ms: u64,
-    /// When it expires, unix milliseconds (0 if only its purchase is known).
-    pub expires_ms: u64,
-    /// What became of it.
-    pub state: HoldState,
-}
 
 /// A user's items.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

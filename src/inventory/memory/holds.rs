@@ -6,9 +6,23 @@
 //! kept in pages of neighbouring numbers. Leaves to the sale what a hold counts for.
 
 use super::names::Names;
-use super::{Hold, HoldState};
-use crate::domain::{HoldNumber, Id};
+use crate::domain::{HoldNumber, HoldState, Id};
 use std::collections::BTreeMap;
+
+/// One hold of the sale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// The user who took it.
+    pub user: Id,
+    /// The item that was taken off the stock.
+    pub item: Id,
+    /// When it was taken, unix milliseconds.
+    pub taken_ms: u64,
+    /// When it expires, unix milliseconds (0 if only its purchase is known).
+    pub expires_ms: u64,
+    /// Whether it is held, expired or purchased.
+    pub state: HoldState,
+}
 
 /// Neighbouring numbers in a page. Two pages of each life of an instance may be filled in part.
 const PAGE: u64 = 64;

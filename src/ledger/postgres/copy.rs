@@ -5,6 +5,7 @@
 //! `write`.
 
 use super::tally::Tally;
+use super::values::micros;
 use crate::code::{Codes, MAX_SALE};
 use crate::domain::{HoldKey, HoldNumber, RecordKind, RecordRef, Records, SaleId};
 use crate::ledger::LedgerError;
@@ -17,23 +18,8 @@ pub(super) const PURCHASES: &str = "sale_id, hold, code, user_id, item_id, creat
 
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 const TRAILER: [u8; 2] = (-1i16).to_be_bytes();
-/// 2000-01-01, where Postgres' timestamps begin, in unix milliseconds.
-const EPOCH_MS: i64 = 946_684_800_000;
-/// The end of the year 9999: later than any real moment, and within a timestamp's range.
-pub(super) const LAST_MS: u64 = 253_402_300_799_999;
 /// How many bytes a table's buffer keeps between two batches: some 25,000 rows.
 const KEEP_BYTES: usize = 4 << 20;
-
-/// Unix milliseconds as Postgres' microseconds since 2000.
-pub(super) fn micros(unix_ms: u64) -> i64 {
-    (unix_ms.min(LAST_MS) as i64 - EPOCH_MS) * 1000
-}
-
-/// Postgres' microseconds since 2000 as unix milliseconds; `None` before 1970 and for the infinities.
-pub(super) fn unix_ms(micros: i64) -> Option<u64> {
-    let ms = micros.div_euclid(1000).checked_add(EPOCH_MS)?;
-    u64::try_from(ms).ok().filter(|ms| *ms <= LAST_MS)
-}
 
 /// A number that the ledger's columns cannot keep. No instance gives one out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -209,17 +195,6 @@ mod tests {
         assert_eq!(rows.holds.rows, 1);
         assert!(rows.holds.bytes.len() < long / 10);
         assert_eq!(rows.holds.bytes.as_ptr(), at);
-    }
-
-    #[test]
-    fn moments() {
-        for ms in [0, 1, 946_684_800_000, 1_700_000_000_123, LAST_MS] {
-            assert_eq!(unix_ms(micros(ms)), Some(ms));
-        }
-        assert_eq!(unix_ms(micros(u64::MAX)), Some(LAST_MS));
-        for odd in [i64::MAX, i64::MIN, micros(0) - 1] {
-            assert_eq!(unix_ms(odd), None, "{odd}");
-        }
     }
 
     #[test]

@@ -6,8 +6,9 @@
 
 use super::connect::ConnectSettings;
 use super::failure::Failure;
-use super::ledger::{PostgresLedger, number, signed};
+use super::ledger::PostgresLedger;
 use super::session::Session;
+use super::values::{number, signed};
 use super::{EPOCH_CLASS, MEMBERS_CLASS, OPENERS_CLASS, OPENING, RECONCILING, URGENT, WORK_LIMIT, epoch_key};
 use crate::ledger::{Epoch, Fence, LedgerError};
 use std::time::{Duration, Instant};

@@ -5,23 +5,22 @@
 //! a rebuild does with the rows.
 
 use super::connect::ConnectSettings;
-use super::copy::{Rows, micros, unix_ms};
+use super::copy::Rows;
 use super::failure::Failure;
 use super::reconnecting::ReconnectingSession;
 use super::schema::migrate;
 use super::session::{Session, Wire};
+use super::values::{PgTimestamp, number, signed};
 use super::{READ_LIMIT, WORK_LIMIT};
 use crate::code::{Codes, KEY_BYTES, MAX_COUNTER, MAX_INSTANCE, hold_number, random_key};
 use crate::domain::{HoldNumber, Id, SaleId, Terms};
 use crate::ledger::{Fence, HoldRow, Ledger, LedgerError, LedgerId, SaleRow};
-use bytes::BytesMut;
 use futures_util::StreamExt;
 use std::collections::VecDeque;
-use std::error::Error;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 use tokio_postgres::Row;
-use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
+use tokio_postgres::types::{ToSql, Type};
 
 /// How long the next row of a long answer may take.
 const ROW_LIMIT: Duration = Duration::from_secs(10);
@@ -343,48 +342,4 @@ fn hold_row(row: &Row) -> Option<HoldRow> {
             has_checkout: false,
         }),
     }
-}
-
-/// A column that is never negative.
-pub(super) fn number(row: &Row, at: usize) -> Result<u64, Failure> {
-    let value: i64 = row.try_get(at)?;
-    u64::try_from(value).map_err(|_| Failure::refused(format!("a number in the ledger is negative: {value}")))
-}
-
-/// A number as a `bigint`; an error beyond 63 bits.
-pub(super) fn signed(number: u64) -> Result<i64, Failure> {
-    i64::try_from(number).map_err(|_| Failure::refused(format!("{number} is beyond 63 bits")))
-}
-
-/// A `timestamptz`, in its own microseconds since 2000. The infinities pass, as the numbers that stand for them.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PgTimestamp(i64);
-
-impl PgTimestamp {
-    /// Unix milliseconds as a moment.
-    pub fn of(unix_ms: u64) -> PgTimestamp {
-        PgTimestamp(micros(unix_ms))
-    }
-
-    fn unix(self) -> Option<u64> {
-        unix_ms(self.0)
-    }
-}
-
-impl<'a> FromSql<'a> for PgTimestamp {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<PgTimestamp, Box<dyn Error + Sync + Send>> {
-        Ok(PgTimestamp(i64::from_be_bytes(raw.try_into()?)))
-    }
-
-    accepts!(TIMESTAMPTZ);
-}
-
-impl ToSql for PgTimestamp {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
-        out.extend_from_slice(&self.0.to_be_bytes());
-        Ok(IsNull::No)
-    }
-
-    accepts!(TIMESTAMPTZ);
-    to_sql_checked!();
 }

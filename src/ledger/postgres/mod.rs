@@ -12,6 +12,8 @@
 mod append;
 mod connect;
 pub mod copy;
+mod counted;
+mod counting;
 mod dsn;
 mod failure;
 mod fence;
@@ -22,6 +24,7 @@ mod schema;
 mod session;
 mod tally;
 mod tls;
+mod values;
 mod write;
 
 pub use append::PostgresAppend;

@@ -3,15 +3,16 @@
 //! Owns the pages of holds, the rows that are added beside the writer, and the quarantine. Invariant: rows are added only
 //! under the shared lock of their epoch, as the writer's are. Leaves to the keeper which records are missing, and which do not fit.
 
-use super::ledger::{PgTimestamp, PostgresLedger, signed};
-use super::{WRITE_LIMIT, tally, write};
+use super::ledger::PostgresLedger;
+use super::values::{PgTimestamp, signed};
+use super::{WRITE_LIMIT, counting, write};
 use crate::domain::{HoldKey, HoldNumber, RecordKind, Records, SaleId};
 use crate::ledger::{Decided, HoldRow, LedgerError, SharedRecords};
 
 impl SharedRecords for PostgresLedger {
     fn has_all(&mut self, sale: SaleId, decided: &Decided) -> Result<bool, LedgerError> {
         let decided = *decided;
-        self.run(async move |wire| tally::has_all(wire, sale, &decided).await)
+        self.run(async move |wire| counting::has_all(wire, sale, &decided).await)
     }
 
     fn page_of_holds(

@@ -7,8 +7,8 @@
 //! Leaves tables and statements to its users.
 
 use super::connect::ConnectSettings;
+use super::counted::Counted;
 use super::failure::{Failure, one_line};
-use super::tally::Counted;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::Poll;
