@@ -253,6 +253,7 @@ impl Recorder {
 mod tests {
     use super::*;
     use crate::domain::{HoldNumber, Id, Record, RecordKind};
+    use crate::worker::Begun;
     use crate::worker::testing::on_worker;
 
     #[test]
@@ -268,22 +269,31 @@ mod tests {
             let user: Id = "u".parse().unwrap();
             let outcome = Outcome::Purchased { item: user };
             let send = |written: bool| {
-                let waiters: Vec<_> = (0..3).map(|_| Arc::new(Waiter::new(0, connection.waker()))).collect();
+                let ask = |_| {
+                    let waiter = Arc::new(Waiter::new(0, connection.waker()));
+                    let Begun::Waits(ticket) = waiter.ask(|_| None) else { panic!("it waits") };
+                    (waiter, ticket)
+                };
+                let asked: Vec<(Arc<Waiter<Outcome>>, Ticket)> = (0..3).map(ask).collect();
                 let mut handoff = recorder.blank(0, SaleId(1), 1);
                 assert!(handoff.acks.is_empty() && handoff.records.is_empty());
                 let (kind, number) = (RecordKind::Purchase, HoldNumber(1));
                 handoff.records.push(&Record { kind, number, user, item: user, at_ms: 1, expires_ms: 0 });
-                let acks = waiters.iter().map(|waiter| Ack { waiter: waiter.clone(), ticket: waiter.begin(), outcome });
-                handoff.acks.extend(acks);
+                let ack = |(waiter, ticket): &(Arc<Waiter<Outcome>>, Ticket)| Ack {
+                    waiter: waiter.clone(),
+                    ticket: *ticket,
+                    outcome,
+                };
+                handoff.acks.extend(asked.iter().map(ack));
                 // This connection has given up.
-                waiters[1].begin();
+                asked[1].0.close(asked[1].1);
                 mailbox.put(handoff, written);
                 mailbox.ring();
                 // The emptied handoff can be used again, and is not lost with its answers.
                 while recorder.spare.is_empty() {
                     connection.wait();
                 }
-                waiters.iter().map(|waiter| waiter.take()).collect::<Vec<_>>()
+                asked.iter().map(|(waiter, ticket)| waiter.take(*ticket)).collect::<Vec<_>>()
             };
             assert_eq!(send(true), [Some(outcome), None, Some(outcome)]);
             assert_eq!(send(false), [Some(Outcome::Unavailable), None, Some(Outcome::Unavailable)]);

@@ -12,7 +12,7 @@ use crate::http::request::{Body, Head, Method};
 use crate::http::response::{ExtraHeader, Responder};
 use crate::http::service::Service;
 use crate::inventory::Inventory;
-use crate::worker::Waiter;
+use crate::worker::{Begun, Ticket, Waiter};
 use may::io::WaitIoWaker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,7 +37,7 @@ pub struct Shop {
     closing: AtomicBool,
 }
 
-/// The state that a connection keeps between its requests: the place where its answers arrive.
+/// The state of a connection: the place where its answers arrive.
 pub struct Session {
     waiter: Arc<Waiter<Outcome>>,
 }
@@ -81,33 +81,36 @@ impl Shop {
         self.closing.store(true, Ordering::Relaxed);
     }
 
-    /// Submits `request` to the inventory. `None` if its answer comes later.
-    fn ask(&self, session: &mut Session, request: &Request) -> Option<Answer> {
+    /// Submits `request` to the inventory.
+    #[inline]
+    fn ask(&self, session: &mut Session, request: &Request) -> Begun<Answer> {
         if self.closing.load(Ordering::Relaxed) {
-            return Some(Answer::Decided(Outcome::Unavailable));
+            return Begun::Answered(Answer::Decided(Outcome::Unavailable));
         }
-        let ticket = session.waiter.begin();
-        self.inventory.submit(&session.waiter, ticket, request).map(Answer::Decided)
+        let waiter = &session.waiter;
+        waiter.ask(|ticket| self.inventory.submit(waiter, ticket, request)).map(Answer::Decided)
     }
 
-    fn checkout(&self, session: &mut Session, head: &Head<'_>) -> Option<Answer> {
+    fn checkout(&self, session: &mut Session, head: &Head<'_>) -> Begun<Answer> {
         match query::find(head.query, ["user_id", "id"]) {
-            Err(error) => Some(invalid(error, head)),
-            Ok([_, item]) if !self.catalog.knows(&item) => Some(Answer::UnknownItem),
+            Err(error) => Begun::Answered(invalid(error, head)),
+            Ok([_, item]) if !self.catalog.knows(&item) => Begun::Answered(Answer::UnknownItem),
             Ok([user, item]) => self.ask(session, &Request::Checkout { user, item }),
         }
     }
 
-    fn purchase(&self, session: &mut Session, head: &Head<'_>) -> Option<Answer> {
+    fn purchase(&self, session: &mut Session, head: &Head<'_>) -> Begun<Answer> {
         let code = match query::find(head.query, ["code"]) {
             Ok([code]) => code,
             // A value that is no id is no code either: invalid_code. A missing or repeated one is invalid_request.
-            Err(error) if error.is_malformed_value() => return Some(Answer::Decided(Outcome::InvalidCode)),
-            Err(error) => return Some(invalid(error, head)),
+            Err(error) if error.is_malformed_value() => {
+                return Begun::Answered(Answer::Decided(Outcome::InvalidCode));
+            }
+            Err(error) => return Begun::Answered(invalid(error, head)),
         };
         const { assert!(CODE_CHARS <= crate::domain::MAX_ID_BYTES) };
         match self.codes.open(code.as_bytes()) {
-            None => Some(Answer::Decided(Outcome::InvalidCode)),
+            None => Begun::Answered(Answer::Decided(Outcome::InvalidCode)),
             Some(hold) => self.ask(session, &Request::Purchase { hold }),
         }
     }
@@ -121,25 +124,28 @@ impl Service for Shop {
         Session { waiter: Arc::new(Waiter::new(worker, waker)) }
     }
 
-    fn begin(&self, session: &mut Session, head: &Head<'_>) -> Option<Answer> {
-        match (head.path, head.method) {
-            ("/checkout", Method::Post) => self.checkout(session, head),
-            ("/purchase", Method::Post) => self.purchase(session, head),
-            ("/checkout" | "/purchase", _) => Some(Answer::WrongMethod("Allow: POST\r\n")),
-            ("*" | "/", Method::Other("OPTIONS")) if self.draining.load(Ordering::Relaxed) => Some(Answer::Draining),
-            ("*" | "/", Method::Other("OPTIONS")) => Some(Answer::Options),
-            (path, method) => Some(picture(path, method)),
-        }
+    fn begin(&self, session: &mut Session, head: &Head<'_>) -> Begun<Answer> {
+        Begun::Answered(match (head.path, head.method) {
+            ("/checkout", Method::Post) => return self.checkout(session, head),
+            ("/purchase", Method::Post) => return self.purchase(session, head),
+            ("/checkout" | "/purchase", _) => Answer::WrongMethod("Allow: POST\r\n"),
+            ("*" | "/", Method::Other("OPTIONS")) if self.draining.load(Ordering::Relaxed) => Answer::Draining,
+            ("*" | "/", Method::Other("OPTIONS")) => Answer::Options,
+            (path, method) => picture(path, method),
+        })
     }
 
-    fn poll(&self, session: &mut Session) -> Option<Answer> {
-        session.waiter.take().map(Answer::Decided)
+    fn poll(&self, session: &mut Session, ticket: Ticket) -> Option<Answer> {
+        session.waiter.take(ticket).map(Answer::Decided)
     }
 
-    fn give_up(&self, session: &mut Session) -> Answer {
-        // A new ticket: an answer with the old one is dropped when it comes.
-        session.waiter.begin();
+    fn give_up(&self, session: &mut Session, ticket: Ticket) -> Answer {
+        session.waiter.close(ticket);
         Answer::Decided(Outcome::Unavailable)
+    }
+
+    fn shrink(&self, session: &mut Session) {
+        session.waiter.shrink();
     }
 
     fn patience(&self) -> Duration {

@@ -4,7 +4,8 @@
 //! it, and `benches/saturation` measures what our own connection loop gains. What `may_minihttp` 0.1.11 lacks, and this
 //! example therefore too: limits on connections and time limits on slow clients; bodies (an unread body is taken for the
 //! next request, `chunked` is ignored, a malformed Content-Length panics); `Connection: close`, `HEAD`, HTTP/1.0; more than
-//! 16 header lines; an orderly end; header lines that are not `&'static` (they are leaked here, once each). Not for production.
+//! one open request of a connection; more than 16 header lines; an orderly end; header lines that are not `&'static` (they
+//! are leaked here, once each). Not for production.
 
 #![allow(missing_docs)]
 
@@ -16,7 +17,7 @@ use flashsale::http::request::{Body, Head, Method};
 use flashsale::http::response::Responder;
 use flashsale::http::service::Service;
 use flashsale::service::{Answer, Session, Shop};
-use flashsale::worker::{Bell, Vitals, Workers};
+use flashsale::worker::{Begun, Bell, Vitals, Workers};
 use may_minihttp::{HttpService, HttpServiceFactory, Request, Response};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -37,14 +38,15 @@ struct Connection {
 
 impl Connection {
     fn answer(&mut self, head: &Head<'_>) -> Answer {
-        if let Some(answer) = self.shop.begin(&mut self.session, head) {
-            return answer;
-        }
+        let ticket = match self.shop.begin(&mut self.session, head) {
+            Begun::Answered(answer) => return answer,
+            Begun::Waits(ticket) => ticket,
+        };
         loop {
-            self.bell.wait();
-            if let Some(answer) = self.shop.poll(&mut self.session) {
+            if let Some(answer) = self.shop.poll(&mut self.session, ticket) {
                 return answer;
             }
+            self.bell.wait();
         }
     }
 }

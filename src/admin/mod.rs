@@ -12,6 +12,7 @@ use crate::http::server::Connections;
 use crate::http::service::Service;
 use crate::inventory::{Inventory, SharedView};
 use crate::record::Recorder;
+use crate::worker::{Begun, Ticket};
 use may::io::WaitIoWaker;
 use std::fmt::Write;
 use std::sync::Arc;
@@ -141,8 +142,8 @@ impl Service for Admin {
 
     fn session(&self, _worker: usize, _waker: WaitIoWaker) {}
 
-    fn begin(&self, _session: &mut (), head: &Head<'_>) -> Option<Answer> {
-        Some(match (head.path, head.method) {
+    fn begin(&self, _session: &mut (), head: &Head<'_>) -> Begun<Answer> {
+        Begun::Answered(match (head.path, head.method) {
             ("/health", Method::Get | Method::Head) => Answer::Health,
             ("/metrics", Method::Get | Method::Head) => Answer::Metrics,
             ("/health" | "/metrics", _) => Answer::WrongMethod,
@@ -151,13 +152,15 @@ impl Service for Admin {
         })
     }
 
-    fn poll(&self, _session: &mut ()) -> Option<Answer> {
+    fn poll(&self, _session: &mut (), _ticket: Ticket) -> Option<Answer> {
         None
     }
 
-    fn give_up(&self, _session: &mut ()) -> Answer {
+    fn give_up(&self, _session: &mut (), _ticket: Ticket) -> Answer {
         Answer::NotFound
     }
+
+    fn shrink(&self, _session: &mut ()) {}
 
     fn patience(&self) -> Duration {
         Duration::ZERO

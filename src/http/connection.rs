@@ -1,214 +1,309 @@
 //! One connection: a coroutine on the worker that its descriptor belongs to.
 //!
-//! Owns reading, the order of answers, the time limit of each phase and closing. Invariants: one request at a time, answers
-//! in the order of requests; a request that has not arrived completely has no effect. Leaves the meaning of a request to
-//! the [`Service`].
+//! Owns the order of requests and answers, the number of open requests, and the time limits of arriving, of an answer and of
+//! silence. Invariants:
+//! - Answers are sent in the order of their requests. A request that has not arrived completely has no effect.
+//! - A request that waits for its answer lets the requests begin that have arrived whole behind it, so that they are decided
+//!   in the same batch. At most [`MAX_OPEN`] are open at once.
+//! - While a request is open, nothing is done that needs a further byte of the peer: a partial head, the rest of a body,
+//!   `100 Continue` and a refusal of bytes that are no request come after the answers to the open requests.
+//! - Each request has its own time for its answer, counted from its own beginning.
+//!
+//! Leaves the bytes to the [`Stream`], and the meaning of a request to the [`Service`].
 
 use super::body::BodySkipper;
 use super::request::{self, Body, MAX_HEAD_BYTES, Method, Parse, Reject};
 use super::response::Responder;
 use super::service::Service;
 use super::side::{Shared, WorkerServer};
-use rustix::buffer::spare_capacity;
-use rustix::net::{SendFlags, Shutdown};
+use super::stream::{Ended, OUTPUT_BYTES, Stream};
+use crate::worker::{Begun, Ticket};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The usual size of the buffer that a connection reads into: any usual head, and a few pipelined requests.
-const BUFFER_BYTES: usize = 4 << 10;
-/// The size up to which that buffer doubles if a connection needs it: the longest head, and as much behind it.
-const MAX_BUFFER_BYTES: usize = 2 * MAX_HEAD_BYTES;
-/// The usual size of the buffer for answers: a few pipelined ones.
-const OUTPUT_BYTES: usize = 1024;
-/// Answers of pipelined requests gather up to this many bytes, then they are sent before the next request is parsed: a peer
-/// that sends and never reads costs this much memory and one answer more.
-const OUTPUT_LIMIT: usize = 16 << 10;
-/// The most bytes of the output's memory that are kept between answers.
-const OUTPUT_KEPT: usize = 2 * OUTPUT_LIMIT;
-/// How many reads in a row may fill the whole buffer before the connection pauses until the next tick. Without a bound, a
-/// peer that sends faster than the server parses would occupy the worker.
-const READS_IN_A_ROW: usize = 16;
-
 /// How long a request may take to arrive, head and body, counted from its first byte.
 const ARRIVAL: Duration = Duration::from_secs(10);
-/// How long a peer may take to receive an answer.
-const SENDING: Duration = Duration::from_secs(10);
-/// How long the connection reads and drops what a peer still sends after a refusal, so that the refusal reaches the peer.
-const LINGER: Duration = Duration::from_secs(1);
-/// The most bytes that are dropped then.
-const LINGER_BYTES: usize = 512 << 10;
 
-/// Events as the event loop reports them (epoll's EPOLLIN, and EPOLLERR | EPOLLHUP | EPOLLRDHUP).
-const READABLE: usize = 0x1;
-const ENDED: usize = 0x8 | 0x10 | 0x2000;
+/// How many requests of a connection are open at once: as many as make batches large, and few enough that an open request's
+/// memory, about 250 bytes here and in the inventory's queue, stays below that of the connection's buffers.
+const MAX_OPEN: usize = 64;
+
+/// A request that was begun and is not answered.
+struct Open<A> {
+    facts: Facts,
+    answer: Reply<A>,
+}
 
 /// The facts of a request that its answer needs.
-struct Begun {
-    head_len: usize,
+struct Facts {
     keep_alive: bool,
     http_11: bool,
     head_only: bool,
 }
 
-/// The connection ends: it was closed, failed or ran into a time limit. The cause makes no difference.
-struct Ended;
+/// The answer to an open request, or when and under which ticket it comes.
+enum Reply<A> {
+    Known(A),
+    /// `until_ms` is the end of the request's time, in the worker's milliseconds.
+    Waits {
+        ticket: Ticket,
+        until_ms: u64,
+    },
+}
+
+/// What the unread bytes begin with.
+enum Next<A> {
+    /// A whole request, which was begun.
+    Begun(Open<A>),
+    /// A head whose body is not there yet, or is malformed.
+    Body { body: Body, expects: bool, head_len: usize },
+    /// The beginning of a head, or nothing.
+    Partial,
+    /// Not a request.
+    Reject(Reject),
+}
 
 pub(super) struct Connection<S: Service> {
-    server: Arc<WorkerServer<S>>,
-    shared: Arc<Shared>,
+    stream: Stream<S>,
     session: S::Session,
-    input: Vec<u8>,
-    /// The index in `input` of the first byte that was not dealt with.
-    start: usize,
-    output: Vec<u8>,
+    /// The open requests behind the one that is being answered, in their order.
+    behind: VecDeque<Open<S::Answer>>,
     scratch: Vec<u8>,
-    events: usize,
-    /// How many reads in a row have filled the whole buffer.
-    full_reads: usize,
 }
 
 impl<S: Service> Connection<S> {
     pub(super) fn new(server: Arc<WorkerServer<S>>, shared: Arc<Shared>) -> Connection<S> {
         let session = server.service().session(server.worker(), shared.io.waker());
-        Connection {
-            server,
-            shared,
-            session,
-            input: Vec::with_capacity(BUFFER_BYTES),
-            start: 0,
-            output: Vec::with_capacity(OUTPUT_BYTES),
-            scratch: Vec::with_capacity(OUTPUT_BYTES),
-            events: 0,
-            full_reads: 0,
-        }
+        let stream = Stream::new(server, shared);
+        Connection { stream, session, behind: VecDeque::new(), scratch: Vec::with_capacity(OUTPUT_BYTES) }
     }
 
     /// Serves until the connection ends.
     pub(super) fn run(mut self) {
-        while self.serve_one().is_ok() {}
+        while self.serve().is_ok() {}
     }
 
-    /// Serves the next request. `Err` when there is no next one.
-    fn serve_one(&mut self) -> Result<(), Ended> {
-        let (begun, answer) = self.read_request()?;
-        let answer = match answer {
-            Some(answer) => answer,
-            None => self.await_answer()?,
+    /// Serves the next request, and those that have arrived behind it if it has to wait for its answer. `Err` when there is
+    /// no next one.
+    fn serve(&mut self) -> Result<(), Ended> {
+        let Open { facts, answer } = self.next_request()?;
+        match answer {
+            Reply::Known(answer) => self.respond(&facts, &answer),
+            Reply::Waits { ticket, until_ms } => {
+                if facts.keep_alive {
+                    self.begin_behind();
+                }
+                let answer = self.await_answer(ticket, until_ms)?;
+                self.respond(&facts, &answer)?;
+                self.answer_behind()
+            }
+        }
+    }
+
+    /// Answers the open requests behind the first one.
+    fn answer_behind(&mut self) -> Result<(), Ended> {
+        while let Some(Open { facts, answer }) = self.behind.pop_front() {
+            let answer = match answer {
+                Reply::Known(answer) => answer,
+                Reply::Waits { ticket, until_ms } => self.await_answer(ticket, until_ms)?,
+            };
+            self.respond(&facts, &answer)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the next request and begins it. No other request is open meanwhile.
+    fn next_request(&mut self) -> Result<Open<S::Answer>, Ended> {
+        debug_assert!(self.behind.is_empty(), "open requests are answered first");
+        let mut limited = false;
+        let mut body_gone = false;
+        loop {
+            let next = if self.stream.has_unread() { self.begin_next(body_gone) } else { Next::Partial };
+            match next {
+                Next::Begun(open) => return Ok(open),
+                Next::Body { body, expects, head_len } => {
+                    if !limited {
+                        self.stream.limit(ARRIVAL);
+                        limited = true;
+                    }
+                    self.skip_body(body, expects, head_len)?;
+                    body_gone = true;
+                }
+                Next::Partial => self.read_head(&mut limited)?,
+                Next::Reject(reject) => return self.reject(reject),
+            }
+        }
+    }
+
+    /// Begins the requests that have arrived whole behind one that waits for its answer.
+    #[inline(never)]
+    fn begin_behind(&mut self) {
+        while self.behind.len() < MAX_OPEN - 1 {
+            match self.begin_next(false) {
+                Next::Begun(open) => {
+                    let is_last = !open.facts.keep_alive;
+                    self.behind.push_back(open);
+                    if is_last {
+                        break;
+                    }
+                }
+                Next::Partial if self.stream.read_arrived() => {}
+                Next::Partial | Next::Body { .. } | Next::Reject(_) => break,
+            }
+        }
+        if !self.behind.is_empty() {
+            self.stream.set_grown();
+        }
+    }
+
+    /// Begins the request at the front of the unread bytes if it is whole. `body_gone` says that its body was removed.
+    // Inlined in both places: its result is some hundred bytes that would be copied several times.
+    #[inline(always)]
+    fn begin_next(&mut self, body_gone: bool) -> Next<S::Answer> {
+        let bytes = self.stream.unread();
+        let (request, head_len) = match request::parse(bytes) {
+            Parse::Complete { request, head_len } => (request, head_len),
+            Parse::Partial => return Next::Partial,
+            Parse::Reject(reject) => return Next::Reject(reject),
         };
-        self.start += begun.head_len;
+        let mut length = head_len;
+        if request.body != Body::None && !body_gone {
+            match BodySkipper::new(request.body).skip(bytes.get(head_len..).unwrap_or_default()) {
+                Ok(skipped) if skipped.done => length += skipped.used,
+                _ => return Next::Body { body: request.body, expects: request.expect_continue, head_len },
+            }
+        }
+        let facts = Facts {
+            keep_alive: request.keep_alive,
+            http_11: request.http_11,
+            head_only: request.method == Method::Head,
+        };
+        let server = &self.stream.server;
+        let answer = match server.service().begin(&mut self.session, &request) {
+            Begun::Answered(answer) => Reply::Known(answer),
+            Begun::Waits(ticket) => Reply::Waits { ticket, until_ms: server.deadline_ms(server.service().patience()) },
+        };
+        self.stream.advance(length);
+        Next::Begun(Open { facts, answer })
+    }
+
+    /// Writes the answer to a request. `Err` if it is the last one of the connection.
+    #[inline(always)]
+    fn respond(&mut self, facts: &Facts, answer: &S::Answer) -> Result<(), Ended> {
+        let server = &self.stream.server;
         // While the server drains, all requests that have arrived are served before the connection is closed.
-        let last = self.server.is_draining() && self.start == self.input.len();
-        let keep_alive = begun.keep_alive && !last;
-        let date = self.server.date();
-        self.server.service().render(
-            &answer,
+        let is_last = server.is_draining() && self.behind.is_empty() && !self.stream.has_unread();
+        let keep_alive = facts.keep_alive && !is_last;
+        let date = server.date();
+        server.service().render(
+            answer,
             &mut Responder {
-                out: &mut self.output,
+                out: &mut self.stream.output,
                 scratch: &mut self.scratch,
-                answers: self.server.answers(),
+                answers: server.answers(),
                 date: &date,
                 keep_alive,
-                http_11: begun.http_11,
-                head_only: begun.head_only,
+                http_11: facts.http_11,
+                head_only: facts.head_only,
             },
         );
         if keep_alive {
-            return if self.output.len() > OUTPUT_LIMIT { self.send() } else { Ok(()) };
+            return if self.stream.is_output_full() { self.stream.send() } else { Ok(()) };
         }
-        self.send()?;
-        self.linger();
+        debug_assert!(self.behind.is_empty(), "no request is begun behind the last one");
+        self.stream.send()?;
+        self.stream.linger();
         Err(Ended)
     }
 
-    /// Waits for the service's answer. Earlier answers are sent first.
-    fn await_answer(&mut self) -> Result<S::Answer, Ended> {
-        let sent = self.send();
-        self.limit(self.server.service().patience());
+    /// Waits for the answer under `ticket`, until `until_ms` at most. Earlier answers are sent first.
+    fn await_answer(&mut self, ticket: Ticket, until_ms: u64) -> Result<S::Answer, Ended> {
         loop {
-            if let Some(answer) = self.server.service().poll(&mut self.session) {
-                return sent.map(|()| answer);
+            if let Some(answer) = self.stream.server.service().poll(&mut self.session, ticket) {
+                return Ok(answer);
             }
-            if self.shared.is_over() {
-                return Ok(self.server.service().give_up(&mut self.session));
+            // The time of the requests behind may be over at the same tick: none of them waits for another one.
+            if until_ms <= self.stream.server.now_ms() {
+                return Ok(self.stream.server.service().give_up(&mut self.session, ticket));
             }
-            self.wait();
+            if self.stream.output.is_empty() {
+                self.stream.shared.set_deadline(until_ms);
+                self.stream.wait();
+            } else {
+                // It may wait itself, and the answer may come meanwhile.
+                self.stream.send()?;
+            }
         }
     }
 
     /// Refuses the connection: all places are taken.
     pub(super) fn refuse(mut self) {
-        let date = self.server.date();
-        let out = &mut self.output;
+        self.respond_and_end(|to| to.full());
+    }
+
+    /// Answers that what the peer sent is not a request, and ends.
+    fn reject<T>(&mut self, reject: Reject) -> Result<T, Ended> {
+        self.respond_and_end(|to| to.reject(reject));
+        Err(Ended)
+    }
+
+    /// Sends an answer that belongs to no request, and ends the connection.
+    fn respond_and_end(&mut self, write: impl FnOnce(&mut Responder<'_>)) {
+        let date = self.stream.server.date();
+        let out = &mut self.stream.output;
         let scratch = &mut self.scratch;
-        let answers = self.server.answers();
-        Responder { out, scratch, answers, date: &date, keep_alive: false, http_11: true, head_only: false }.full();
-        if self.send().is_ok() {
-            self.linger();
+        let answers = self.stream.server.answers();
+        write(&mut Responder {
+            out,
+            scratch,
+            answers,
+            date: &date,
+            keep_alive: false,
+            http_11: true,
+            head_only: false,
+        });
+        if self.stream.send().is_ok() {
+            self.stream.linger();
         }
     }
 
-    /// Reads until a request and its body have arrived, drops the body and gives the request to the service.
-    fn read_request(&mut self) -> Result<(Begun, Option<S::Answer>), Ended> {
-        if self.start == self.input.len() {
-            self.empty();
-        }
-        let mut limited = false;
-        let mut body_gone = false;
+    /// Reads until the unread bytes may be a whole head. The answers so far are sent first.
+    fn read_head(&mut self, limited: &mut bool) -> Result<(), Ended> {
+        self.stream.send()?;
+        self.stream.compact();
+        let parsed = self.stream.unread().len();
         loop {
-            let bytes = self.input.get(self.start..).unwrap_or_default();
-            match request::parse(bytes) {
-                Parse::Complete { request, head_len } if body_gone || request.body == Body::None => {
-                    let begun = Begun {
-                        head_len,
-                        keep_alive: request.keep_alive,
-                        http_11: request.http_11,
-                        head_only: request.method == Method::Head,
-                    };
-                    return Ok((begun, self.server.service().begin(&mut self.session, &request)));
-                }
-                Parse::Complete { request, head_len } => {
-                    let body = request.body;
-                    let expects = request.expect_continue;
-                    if !limited {
-                        self.limit(ARRIVAL);
-                        limited = true;
-                    }
-                    self.skip_body(body, expects, head_len)?;
-                    body_gone = true;
-                    continue;
-                }
-                Parse::Reject(reject) => return self.reject(reject),
-                Parse::Partial => {}
+            let is_arriving = self.stream.has_unread();
+            if !*limited {
+                self.stream.limit(if is_arriving { ARRIVAL } else { self.stream.server.service().idle() });
+                *limited = is_arriving;
             }
-            // No whole request is there: send the answers so far.
-            self.send()?;
-            self.compact();
-            let parsed = self.input.len();
-            loop {
-                let arriving = !self.input.is_empty();
-                if !limited {
-                    self.limit(if arriving { ARRIVAL } else { self.server.service().idle() });
-                    limited = arriving;
-                }
-                self.read_more(arriving)?;
-                // A head that comes byte by byte is not parsed at each byte: at each line's end, and when it has doubled.
-                let new = self.input.get(parsed..).unwrap_or_default();
-                if self.input.len() >= (2 * parsed).min(MAX_HEAD_BYTES) || new.contains(&b'\n') {
-                    break;
-                }
+            self.read_more(is_arriving)?;
+            // A head that comes byte by byte is not parsed at each byte: at each line's end, and when it has doubled.
+            let bytes = self.stream.unread();
+            let new = bytes.get(parsed..).unwrap_or_default();
+            if bytes.len() >= (2 * parsed).min(MAX_HEAD_BYTES) || new.contains(&b'\n') {
+                return Ok(());
             }
         }
     }
 
     /// Reads once. The connection counts as idle meanwhile if no byte of a request has come.
-    fn read_more(&mut self, arriving: bool) -> Result<(), Ended> {
-        if arriving {
-            return self.read();
+    fn read_more(&mut self, is_arriving: bool) -> Result<(), Ended> {
+        if is_arriving {
+            return self.stream.read(&mut |_| {});
         }
-        self.shared.set_idle();
-        self.read()?;
-        if self.shared.set_busy() {
-            self.shared.set_used();
+        self.stream.shared.set_idle();
+        let (session, behind, scratch) = (&mut self.session, &mut self.behind, &mut self.scratch);
+        self.stream.read(&mut |service| {
+            service.shrink(session);
+            *behind = VecDeque::new();
+            scratch.clear();
+            scratch.shrink_to(OUTPUT_BYTES);
+        })?;
+        if self.stream.shared.set_busy() {
+            self.stream.shared.set_used();
             Ok(())
         } else {
             Err(Ended)
@@ -220,190 +315,23 @@ impl<S: Service> Connection<S> {
         let mut skipper = BodySkipper::new(body);
         let mut continued = !expects;
         loop {
-            let from = self.start + head_len;
-            let skipped = match skipper.skip(self.input.get(from..).unwrap_or_default()) {
+            let skipped = match skipper.skip(self.stream.unread().get(head_len..).unwrap_or_default()) {
                 Ok(skipped) => skipped,
                 Err(reject) => return self.reject(reject),
             };
             // The head stays where it is; the bytes behind the skipped ones move up to it.
-            self.drop_bytes(from, skipped.used);
+            self.stream.remove(head_len, skipped.used);
             if skipped.done {
                 return Ok(());
             }
             if !continued {
                 continued = true;
-                self.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                self.stream.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
             }
             // Earlier answers are sent now: this request's body may never come.
-            self.send()?;
-            self.compact();
-            self.read()?;
-        }
-    }
-
-    /// Answers that what the peer sent is not a request, and ends.
-    fn reject<T>(&mut self, reject: Reject) -> Result<T, Ended> {
-        let date = self.server.date();
-        let out = &mut self.output;
-        let scratch = &mut self.scratch;
-        let answers = self.server.answers();
-        Responder { out, scratch, answers, date: &date, keep_alive: false, http_11: true, head_only: false }
-            .reject(reject);
-        self.send()?;
-        self.linger();
-        Err(Ended)
-    }
-
-    /// Sets the time limit of the phase that begins now.
-    fn limit(&self, time: Duration) {
-        self.shared.set_deadline(self.server.deadline_ms(time));
-    }
-
-    /// Waits for an event of the socket, or for a wake-up.
-    fn wait(&mut self) {
-        crate::worker::debug_assert_on(self.server.worker());
-        self.events |= self.shared.io.wait();
-    }
-
-    /// Forgets the bytes of `input`.
-    fn empty(&mut self) {
-        self.input.clear();
-        self.start = 0;
-    }
-
-    /// Removes `count` bytes from `input` at `at`; the bytes behind them move up.
-    fn drop_bytes(&mut self, at: usize, count: usize) {
-        let left = self.input.len().saturating_sub(count);
-        self.input.copy_within(at + count.., at);
-        self.input.truncate(left);
-    }
-
-    /// Moves the bytes that were not dealt with to the front, so that there is room behind them.
-    fn compact(&mut self) {
-        if self.start > 0 {
-            self.drop_bytes(0, self.start);
-            self.start = 0;
-        }
-    }
-
-    /// Makes room behind `input`. `Err` if it has its greatest size, or if there is no memory.
-    fn grow(&mut self) -> Result<(), Ended> {
-        let bytes = (self.input.capacity() * 2).clamp(BUFFER_BYTES, MAX_BUFFER_BYTES);
-        let more = bytes.checked_sub(self.input.len()).filter(|more| *more > 0).ok_or(Ended)?;
-        self.input.try_reserve_exact(more).map_err(|_| Ended)?;
-        self.shared.set_grown();
-        Ok(())
-    }
-
-    /// Gives a grown buffer back, once the connection has been idle for a while.
-    fn shrink(&mut self) {
-        if self.input.is_empty() && self.input.capacity() > BUFFER_BYTES && !self.shared.is_grown() {
-            self.input = Vec::with_capacity(BUFFER_BYTES);
-        }
-    }
-
-    /// Pauses until the next tick, so that the worker serves others.
-    fn pause(&mut self) -> Result<(), Ended> {
-        self.full_reads = 0;
-        self.shared.set_paused();
-        while self.shared.is_paused() {
-            if self.shared.is_over() {
-                return Err(Ended);
-            }
-            self.wait();
-        }
-        Ok(())
-    }
-
-    /// Waits until there is something to read, and reads once.
-    fn read(&mut self) -> Result<(), Ended> {
-        if self.full_reads >= READS_IN_A_ROW {
-            self.pause()?;
-        }
-        let mut looked = false;
-        loop {
-            while self.events & (READABLE | ENDED) == 0 {
-                // A request may have come just before an idle connection is ended: look at the socket once more.
-                if self.shared.is_over() && (looked || !self.shared.is_idle()) {
-                    return Err(Ended);
-                }
-                if self.shared.is_over() {
-                    looked = true;
-                    break;
-                }
-                self.wait();
-                self.shrink();
-            }
-            if self.input.len() == self.input.capacity() {
-                self.grow()?;
-            }
-            match rustix::io::read(self.shared.io.fd(), spare_capacity(&mut self.input)) {
-                Ok(0) => return Err(Ended),
-                Ok(_) if self.input.len() == self.input.capacity() => {
-                    self.full_reads += 1;
-                    // The client sends much at once: read in larger pieces.
-                    let _ = self.grow();
-                    return Ok(());
-                }
-                Ok(_) => {
-                    // The socket is empty: the next bytes are a new event. The end of the connection is only one event,
-                    // so it stays noted.
-                    self.events &= !READABLE;
-                    self.full_reads = 0;
-                    return Ok(());
-                }
-                Err(rustix::io::Errno::AGAIN) => self.events = 0,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return Err(Ended),
-            }
-        }
-    }
-
-    /// Sends all of `output`, within [`SENDING`] if the socket is full.
-    fn send(&mut self) -> Result<(), Ended> {
-        if self.output.is_empty() {
-            return Ok(());
-        }
-        let mut sent = 0;
-        let mut limited = false;
-        while let Some(rest) = self.output.get(sent..).filter(|rest| !rest.is_empty()) {
-            match rustix::net::send(self.shared.io.fd(), rest, SendFlags::NOSIGNAL) {
-                Ok(count) => sent += count,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => {
-                    if !limited {
-                        self.limit(SENDING);
-                        limited = true;
-                    }
-                    self.wait();
-                    if self.shared.is_over() {
-                        return Err(Ended);
-                    }
-                }
-                Err(_) => return Err(Ended),
-            }
-        }
-        self.output.clear();
-        if self.output.capacity() > OUTPUT_KEPT {
-            self.output = Vec::with_capacity(OUTPUT_BYTES);
-        }
-        Ok(())
-    }
-
-    /// Ends the sending side, then reads and drops what still comes: closing with unread bytes would reset the connection,
-    /// and the peer would lose the answer (RFC 9112, section 9.6).
-    fn linger(&mut self) {
-        if rustix::net::shutdown(self.shared.io.fd(), Shutdown::Write).is_err() {
-            return;
-        }
-        self.limit(LINGER);
-        let mut dropped = 0;
-        while dropped < LINGER_BYTES {
-            self.empty();
-            if self.read().is_err() {
-                return;
-            }
-            dropped += self.input.len();
+            self.stream.send()?;
+            self.stream.compact();
+            self.stream.read(&mut |_| {})?;
         }
     }
 }

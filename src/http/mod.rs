@@ -16,4 +16,5 @@ pub mod response;
 pub mod server;
 pub mod service;
 mod side;
+mod stream;
 mod target;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// they are about; no call blocks. An answer that waits for the ledger comes to its waiter by the worker's
 /// [`Mailbox`](crate::record::Mailbox), not through the inventory.
 pub trait Inventory: Send + Sync + 'static {
-    /// Decides now, or has the decision delivered to `waiter` later (`None`).
+    /// Decides now, or has the decision delivered to `waiter` later (`None`), never from within this call.
     fn submit(&self, waiter: &Arc<Waiter<Outcome>>, ticket: Ticket, request: &Request) -> Option<Outcome>;
 
     /// The tick of `worker`: notices calls that have taken too long, and connections that are to be made anew.

@@ -1,7 +1,7 @@
 //! A worker: one pinned thread of `may` and all that it owns.
 //!
 //! Owns the placing of coroutines and file descriptors on workers, the bells that reach a worker from outside, its
-//! ticks, and the cells in which an answer waits for its connection. Invariant: what is placed on a worker runs there
+//! ticks, and the waiters in which answers wait for their connection. Invariant: what is placed on a worker runs there
 //! for ever, since a ready descriptor runs on worker `fd % workers` and a wake-up runs on the waker's worker.
 //! Leaves HTTP, Redis and sales to others.
 
@@ -15,7 +15,7 @@ mod watched;
 
 pub use bell::{Bell, Ticker};
 pub use vital::{Vitals, panic_text};
-pub use waiter::{Ticket, Waiter};
+pub use waiter::{Begun, Ticket, Waiter};
 pub use watched::Watched;
 
 use std::cell::Cell;

@@ -13,7 +13,7 @@ use crate::record::{self, Message};
 use crate::redis_wire::endpoint::RedisEndpoint;
 use crate::redis_wire::pipeline::{ConnectionEnd, DriverWaker, Pipeline, Protocol};
 use crate::redis_wire::resp::Reply;
-use crate::worker::Workers;
+use crate::worker::{Begun, Ticket, Workers};
 use may::io::WaitIoWaker;
 use std::convert::Infallible;
 use std::io::{Read, Write};
@@ -96,14 +96,15 @@ impl Service for FaultyService {
     type Answer = ();
 
     fn session(&self, _: usize, _: WaitIoWaker) {}
-    fn begin(&self, (): &mut (), head: &Head<'_>) -> Option<()> {
+    fn begin(&self, (): &mut (), head: &Head<'_>) -> Begun<()> {
         assert!(head.path != "/fault", "a fault in the service");
-        Some(())
+        Begun::Answered(())
     }
-    fn poll(&self, (): &mut ()) -> Option<()> {
+    fn poll(&self, (): &mut (), _: Ticket) -> Option<()> {
         None
     }
-    fn give_up(&self, (): &mut ()) {}
+    fn give_up(&self, (): &mut (), _: Ticket) {}
+    fn shrink(&self, (): &mut ()) {}
     fn patience(&self) -> Duration {
         TOLD
     }

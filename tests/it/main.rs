@@ -25,6 +25,7 @@ mod ledger_file;
 mod lifecycle;
 mod operate;
 mod package;
+mod pipelined;
 mod placement;
 mod restored;
 mod rolling;

@@ -20,7 +20,7 @@ use flashsale::keeper::store::Store;
 use flashsale::record::{self, Message};
 use flashsale::redis_wire::endpoint::RedisEndpoint;
 use flashsale::service::{Answer, Session, Shop};
-use flashsale::worker::{self, Vitals, Workers};
+use flashsale::worker::{self, Begun, Ticket, Vitals, Workers};
 use may::io::WaitIoWaker;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -61,16 +61,19 @@ impl Service for Recorded {
         assert_eq!(Some(worker), worker::current());
         Noted { connection, inner: self.shop.session(worker, waker) }
     }
-    fn begin(&self, session: &mut Noted, head: &Head<'_>) -> Option<Self::Answer> {
+    fn begin(&self, session: &mut Noted, head: &Head<'_>) -> Begun<Self::Answer> {
         self.note(session.connection, "begin");
         self.shop.begin(&mut session.inner, head).map(|answer| (session.connection, answer))
     }
-    fn poll(&self, session: &mut Noted) -> Option<Self::Answer> {
+    fn poll(&self, session: &mut Noted, ticket: Ticket) -> Option<Self::Answer> {
         self.note(session.connection, "poll");
-        self.shop.poll(&mut session.inner).map(|answer| (session.connection, answer))
+        self.shop.poll(&mut session.inner, ticket).map(|answer| (session.connection, answer))
     }
-    fn give_up(&self, session: &mut Noted) -> Self::Answer {
-        (session.connection, self.shop.give_up(&mut session.inner))
+    fn give_up(&self, session: &mut Noted, ticket: Ticket) -> Self::Answer {
+        (session.connection, self.shop.give_up(&mut session.inner, ticket))
+    }
+    fn shrink(&self, session: &mut Noted) {
+        self.shop.shrink(&mut session.inner);
     }
     fn patience(&self) -> Duration {
         self.shop.patience()

@@ -13,7 +13,7 @@ use crate::record::{self, Inbox, Message};
 use crate::redis_wire::pipeline::{ConnectionEnd, DriverWaker, Protocol};
 use crate::redis_wire::resp::{self, ErrorReply, Reply};
 use crate::worker::testing::on_worker;
-use crate::worker::{Bell, Waiter, Workers};
+use crate::worker::{Begun, Bell, Ticket, Waiter, Workers};
 use crossbeam_channel::Receiver;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,12 +38,12 @@ struct Bench {
 }
 
 /// A request that was submitted.
-struct Asked(Arc<Waiter<Outcome>>);
+struct Asked(Arc<Waiter<Outcome>>, Ticket);
 
 impl Asked {
     /// Its answer, if it has come.
     fn take(&self) -> Option<Outcome> {
-        self.0.take()
+        self.0.take(self.1)
     }
 }
 
@@ -78,9 +78,10 @@ impl Bench {
     /// Submits a request that the lane cannot decide by itself.
     fn ask(&self, request: Request) -> Asked {
         let waiter = Arc::new(Waiter::new(0, self.bell.waker()));
-        let ticket = waiter.begin();
-        assert_eq!(self.lane.submit(&waiter, ticket, &request), None);
-        Asked(waiter)
+        match waiter.ask(|ticket| self.lane.submit(&waiter, ticket, &request)) {
+            Begun::Waits(ticket) => Asked(waiter, ticket),
+            Begun::Answered(outcome) => panic!("{outcome:?}"),
+        }
     }
 
     fn checkout(&self, user: usize) -> Asked {
@@ -316,8 +317,8 @@ fn a_lost_connection_refuses_what_waits_and_tells_of_lost_calls() {
         assert_eq!(bench.suspicion(), Some(Suspicion::Away));
         let waiter = Arc::new(Waiter::new(0, bench.bell.waker()));
         let purchase = Request::Purchase { hold: HoldKey { sale: SALES[0].sale, number: HoldNumber(1) } };
-        let refused = bench.lane.submit(&waiter, waiter.begin(), &purchase);
-        assert_eq!(refused, Some(Outcome::Unavailable), "there is no connection");
+        let refused = waiter.ask(|ticket| bench.lane.submit(&waiter, ticket, &purchase));
+        assert_eq!(refused, Begun::Answered(Outcome::Unavailable), "there is no connection");
 
         bench.protocol.ready();
         let asked = [bench.checkout(1), bench.purchase(0, 1)];
