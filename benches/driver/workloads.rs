@@ -381,7 +381,7 @@ pub fn all(subject: &dyn Fn(Kind) -> Subject, rate: u32) -> Vec<Workload> {
     use Kind::{Axum, Embedded, Hello, LedgerAck, Minihttp, Service};
     let one = Mode::Closed { depth: 1 };
     let deep = Mode::Closed { depth: 16 };
-    let rows: [(&'static str, Ask, Mode, usize, &[Kind]); 13] = [
+    let rows: [(&'static str, Ask, Mode, usize, &[Kind]); 14] = [
         ("sell", Ask::Sell, one, 200, &[Service, Axum, Minihttp]),
         ("sold out", Ask::SoldOut, one, 200, &[Service, Hello, Axum, Minihttp]),
         ("user limit", Ask::UserLimit, one, 200, &[Service, Axum]),
@@ -395,6 +395,7 @@ pub fn all(subject: &dyn Fn(Kind) -> Subject, rate: u32) -> Vec<Workload> {
         ("embedded sold out", Ask::SoldOut, one, 200, &[Embedded, Hello]),
         ("embedded pipelined sold out", Ask::SoldOut, deep, 64, &[Embedded, Hello]),
         ("open loop", Ask::Sell, Mode::Open { rate }, 400, &[Service, Axum]),
+        ("embedded open loop", Ask::Sell, Mode::Open { rate: rate * 3 / 5 }, 400, &[Embedded]),
     ];
     let workload = |(name, ask, mode, connections, kinds): (_, _, _, _, &[Kind])| Workload {
         name,

@@ -1,10 +1,11 @@
 //! The writer's side of the embedded ledger: one transaction a call.
 //!
-//! Owns a connection of its own. Invariant: after [`Append::append`] returned an error, no record of its batches is in the
-//! ledger, unless the disk itself failed in the commit: then the rows may show up after a crash, and writing them again is
-//! harmless. Leaves to the writer what becomes of refused records.
+//! Owns a connection of its own, and the checkpointer. Invariant: after [`Append::append`] returned an error, no record of
+//! its batches is in the ledger, unless the disk itself failed in the commit: then the rows may show up after a crash, and
+//! writing them again is harmless. Leaves to the writer what becomes of refused records.
 
-use super::{CHECKPOINT_PAGES, FolderLock, OpenFiles, SqliteLedger, connect, int};
+use super::checkpoint::Checkpointer;
+use super::{FolderLock, OpenFiles, SqliteLedger, connect, int};
 use crate::code::Codes;
 use crate::domain::{EMBEDDED_EPOCH, HoldKey, RecordKind, RecordRef, Records};
 use crate::ledger::{Append, LedgerError};
@@ -16,12 +17,12 @@ use std::sync::Arc;
 const INSERT_HOLD: &str = "INSERT INTO ledger_holds VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING";
 const INSERT_PURCHASE: &str = "INSERT INTO ledger_purchases VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING";
 
-/// How many free bytes the disk must have before a ledger that refused is used again: what it writes between two
-/// checkpoints.
-const PROBE_ROOM: u64 = CHECKPOINT_PAGES as u64 * 4096;
+/// How many free bytes the disk must have before a ledger that refused is used again: a large batch takes as much.
+const PROBE_ROOM: u64 = 4 << 20;
 
 /// The writer's handle.
 pub struct SqliteAppend {
+    checkpointer: Checkpointer,
     /// `None` after an error that may have left the connection unusable: the next call makes a new one.
     db: Option<Connection>,
     path: PathBuf,
@@ -47,7 +48,8 @@ impl SqliteAppend {
         folder: Arc<FolderLock>,
         files: Arc<OpenFiles>,
     ) -> Result<SqliteAppend, LedgerError> {
-        Ok(SqliteAppend { db: Some(connect(&path)?), path, codes, folder, files })
+        let checkpointer = Checkpointer::start(&path, folder.clone(), files.clone())?;
+        Ok(SqliteAppend { checkpointer, db: Some(connect(&path)?), path, codes, folder, files })
     }
 
     /// `Err` if the files that are open are not those of `DATA_DIR` any more.
@@ -99,7 +101,12 @@ impl Append for SqliteAppend {
             return Err(LedgerError::Stale { current: EMBEDDED_EPOCH });
         }
         self.check_files()?;
-        on_connection(&mut self.db, &self.path, |db| write(db, &self.codes, batches))
+        let done = {
+            let _turn = self.checkpointer.turn();
+            on_connection(&mut self.db, &self.path, |db| write(db, &self.codes, batches))
+        };
+        self.checkpointer.committed(batches.iter().map(|records| records.len()).sum());
+        done
     }
 
     fn probe(&mut self) -> Result<(), LedgerError> {
@@ -109,6 +116,7 @@ impl Append for SqliteAppend {
         if room < PROBE_ROOM {
             return Err(LedgerError::failed(format!("the ledger's files may grow by {room} bytes only")));
         }
+        let _turn = self.checkpointer.turn();
         on_connection(&mut self.db, &self.path, probe)
     }
 

@@ -1,14 +1,14 @@
 //! The ledger's files: made before SQLite opens them, and watched while SQLite has them open.
 //!
 //! Owns the making of a new `ledger.db`, and the check that the names still lead to the files that are open.
-//! Invariant: beside SQLite, this process never opens and closes a descriptor of an existing file of the ledger. Closing
+//! Invariant: beside SQLite, this process never closes a descriptor of an existing file of the ledger while SQLite has it open. Closing
 //! any descriptor of a file drops all POSIX locks that the process has on that file; the next reader in another process
 //! would then take itself for the last one, and remove the write-ahead log that SQLite is still writing here.
 //! Leaves the contents of the files to SQLite, and the folder to its lock.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs::{Metadata, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -40,9 +40,13 @@ impl FileId {
 #[error("{} was removed or replaced while it was in use: stop this process with SIGTERM, then start it", .0.display())]
 pub(super) struct FileLost(PathBuf);
 
-/// The files of a ledger that SQLite has open.
+/// The files of a ledger that SQLite has open. The owner of a connection drops it before its handle to this.
 #[derive(Debug)]
-pub(super) struct OpenFiles([(PathBuf, FileId); 3]);
+pub(super) struct OpenFiles {
+    files: [(PathBuf, FileId); 3],
+    /// `ledger.db`, to sync it. Closed with the last handle to this, when this process has no lock on the file any more.
+    database: File,
+}
 
 impl OpenFiles {
     /// The files of the database at `path`, once a connection has read from it. An error if a name does not lead to a file
@@ -62,13 +66,14 @@ impl OpenFiles {
             }
         };
         let [database, log, memory] = SUFFIXES;
-        Ok(OpenFiles([find(database)?, find(log)?, find(memory)?]))
+        let files = [find(database)?, find(log)?, find(memory)?];
+        Ok(OpenFiles { files, database: File::open(&path)? })
     }
 
     /// `Err`, which names the file, if a name no longer leads to the file that is open: no other process and no later start
     /// would find what is written now. Makes three system calls, which take about three microseconds.
     pub fn check(&self) -> Result<(), FileLost> {
-        match self.0.iter().find(|file| !is_in_place(file)) {
+        match self.files.iter().find(|file| !is_in_place(file)) {
             Some((name, _)) => Err(FileLost(name.clone())),
             None => Ok(()),
         }
@@ -78,13 +83,18 @@ impl OpenFiles {
     /// the database, which a later start finds. If the database has lost its name, the log must not be copied: SQLite
     /// overwrites a log that was copied, and the log may be all that a later start finds.
     pub fn is_log_alone_lost(&self) -> bool {
-        let [database, log, _] = &self.0;
+        let [database, log, _] = &self.files;
         is_in_place(database) && !is_in_place(log)
+    }
+
+    /// Waits until what was written to `ledger.db` is on the disk.
+    pub fn sync_database(&self) -> io::Result<()> {
+        self.database.sync_data()
     }
 
     /// The size of the largest file, in bytes.
     pub fn largest(&self) -> u64 {
-        self.0.iter().filter_map(|(name, _)| std::fs::metadata(name).ok()).map(|file| file.len()).max().unwrap_or(0)
+        self.files.iter().filter_map(|(name, _)| std::fs::metadata(name).ok()).map(|file| file.len()).max().unwrap_or(0)
     }
 }
 
