@@ -2,8 +2,8 @@
 //!
 //! Owns the workers of the test process: `may` has one set of them in a process, so all tests ask for the same number.
 
-use super::{Vitals, Workers};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use super::{Vitals, Workers, panic_text};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 /// How many workers a test process has.
@@ -24,6 +24,7 @@ pub(crate) fn on_worker(test: impl FnOnce(Workers) + Send + 'static) {
     let builder = may::coroutine::Builder::new().stack_size(STACK_WORDS).id(0);
     may::go!(builder, work).map(drop).unwrap();
     if let Err(panic) = ended.recv_timeout(LIMIT).expect("the test ends") {
-        resume_unwind(panic);
+        // What is printed on a worker's thread does not come into this test's output.
+        panic!("{}", panic_text(panic.as_ref()));
     }
 }
