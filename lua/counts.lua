@@ -9,7 +9,7 @@
 
 local have = redis.call('HMGET', KEYS[1], 'clock', 'taken', 'purchased', 'apart', 'ledger', 'status')
 local clock = have[1] and tonumber(have[1])
-if clock and have[6] == 'open' and (not have[5] or have[5] == ARGV[1]) then
+if clock and have[6] == 'selling' and (not have[5] or have[5] == ARGV[1]) then
   redis.pcall('HSET', KEYS[1], 'clock', clock + 1)
 end
 return have

@@ -14,7 +14,7 @@ local ledger = redis.call('HGET', KEYS[3], 'ledger')
 if there[3] and ledger and there[3] ~= ledger then there = {} end
 local newer = there[1] and tonumber(there[1])
 if newer and newer > tonumber(ARGV[1]) and newer <= 2147483647 then return 'E ' .. there[1] end
-if there[1] == ARGV[1] and there[2] == 'open' then return 'O' end
+if there[1] == ARGV[1] and there[2] == 'selling' then return 'O' end
 if redis.call('HGET', KEYS[3], 'epoch') ~= ARGV[1] then return 'N' end
 redis.call('UNLINK', KEYS[1], KEYS[2])
 redis.call('RENAME', KEYS[3], KEYS[1])

@@ -197,8 +197,7 @@ fn responses(cases: &mut Vec<Case>) {
 
 fn pack_checkouts(cmd: &mut Cmd, ids: &[(Id, Id)], out: &mut Vec<u8>) {
     out.clear();
-    let requests = ids.iter().zip(1..).map(|((user, item), number)| (HoldNumber(number), user, item));
-    checkout::call(cmd, &HEADER, requests, out);
+    checkout::call(cmd, &HEADER, HoldNumber(8), ids.iter().map(|(user, item)| (user, item)), out);
 }
 
 fn pack_purchases(cmd: &mut Cmd, out: &mut Vec<u8>) {
@@ -211,7 +210,8 @@ fn script_calls(cases: &mut Vec<Case>) {
     let ids: Vec<(Id, Id)> = (0..BATCH).map(ids).collect();
     let (mut cmd, mut out) = (Cmd::new(), Vec::new());
     pack_checkouts(&mut cmd, &ids, &mut out);
-    check_call(&out, HEADER_WORDS + 3 * BATCH);
+    // Their number and their chunks; a user each; field and entries of each chunk.
+    check_call(&out, HEADER_WORDS + 2 + BATCH + 2 * BATCH / 8);
     add(cases, "pack a batch of 32 checkouts", BATCH as u64, move || {
         pack_checkouts(&mut cmd, black_box(&ids), &mut out);
         black_box(&out);
@@ -254,7 +254,8 @@ fn replies(cases: &mut Vec<Case>) {
     add(cases, "read a reply to 32 checkouts", BATCH as u64, move || {
         black_box(read(black_box(&reply)));
     });
-    let facts: String = (0..BATCH).map(|i| format!("{NOW} 6 4 {}{}", 123_456 + i, 4_000 + i)).collect();
+    // Lengths of 6 and 4 bytes, counted from a space.
+    let facts: String = (0..BATCH).map(|i| format!("&${}{}", 123_456 + i, 4_000 + i)).collect();
     let reply = bulk(&format!("K {NOW}\n{}\n{facts}", "P".repeat(BATCH)));
     let read = |reply: &[u8]| {
         let decided = purchase::read(body(reply), BATCH).expect("a reply").expect("a decision");

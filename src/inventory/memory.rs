@@ -135,7 +135,12 @@ impl MemorySale {
         for (number, hold) in found.iter() {
             match hold.state {
                 HoldState::Held => held.push((hold.taken_ms, number)),
-                HoldState::Purchased | HoldState::Expired => sale.insert(number, hold),
+                HoldState::Purchased => sale.insert(number, hold),
+                HoldState::Expired => {
+                    // As in a state that is rebuilt in Redis, where the time alone says what has expired.
+                    sale.last_ms = sale.last_ms.max(hold.expires_ms);
+                    sale.insert(number, hold);
+                }
             }
         }
         // Numbers rise within one life of an instance only.

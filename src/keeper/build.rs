@@ -8,18 +8,24 @@ use super::error::KeeperError;
 use super::merge::{HoldFacts, HoldState, RebuiltSale};
 use super::sale_store::Built;
 use super::store::{CHUNK, Store, words};
-use crate::domain::{Id, Terms};
-use crate::inventory::redis::scripts::layout::{Head, add_hold, add_share, begin_state, build_keys, queue_entry};
+use crate::domain::{HoldNumber, Id, Terms};
+use crate::inventory::redis::scripts::chunk::{Chunk, ChunkId, Queue, QueueEntry};
+use crate::inventory::redis::scripts::layout::{Head, add_share, begin_state, build_keys};
 use crate::inventory::redis::scripts::open;
 use redis::{Cmd, Pipeline, cmd};
 use std::collections::HashMap;
 
 /// How long a state that was never opened lies about, in seconds; counted anew from each round trip.
 pub(super) const BUILD_SECONDS: u64 = 300;
-/// Holds, users or entries that are written in one round trip: about two megabytes, in commands of [`CHUNK`] each.
+/// Users or entries that are written in one round trip: about two megabytes, in commands of [`CHUNK`] each.
 const TRIP: usize = 20_000;
+/// Chunks of holds in the place of so many users or entries: a chunk has one to eight holds.
+const HOLDS_AS_ONE: usize = 4;
 
-const _: () = assert!(TRIP.is_multiple_of(CHUNK));
+const _: () = assert!(TRIP.is_multiple_of(CHUNK) && CHUNK.is_multiple_of(HOLDS_AS_ONE));
+
+/// A hold of a rebuilt sale, with its number.
+type Hold<'a> = (&'a u64, &'a (HoldFacts, HoldState));
 
 impl Store {
     /// Builds `sale`'s state for `epoch` beside what is there, under names that no other instance uses. [`Store::open`] puts
@@ -57,28 +63,78 @@ impl Store {
         let (state, queue) = &keys(built);
         // The first field gives the key its expiry, in one step: from then on it disappears by itself.
         self.begin(&begin_state(state), state)?;
-        let holds: Vec<_> = rebuilt.holds.iter().collect();
-        // Each one's items, and when the last of the holds expires.
-        let mut users = HashMap::<Id, (u64, u64)>::new();
-        for trip in holds.chunks(TRIP) {
-            let sets = trip.chunks(CHUNK).map(|chunk| {
+        let queued = self.write_holds(state, rebuilt, alive)?;
+        self.write_users(state, rebuilt, alive)?;
+        let push = |entries: &[QueueEntry]| {
+            let mut push = cmd("RPUSH");
+            push.arg(queue);
+            for entry in entries {
+                push.arg(entry.to_string());
+            }
+            push
+        };
+        let (first, rest) = queued.split_at(queued.len().min(CHUNK));
+        if !first.is_empty() {
+            self.begin(&push(first), queue)?;
+        }
+        for trip in rest.chunks(TRIP) {
+            self.send(trip.chunks(CHUNK).map(push), queue)?;
+            alive()?;
+        }
+        // Last, so that a state without them is none; and both keys get their whole time again.
+        let mut pipe = Pipeline::new();
+        pipe.add_command(self.write_terms(built, rebuilt, queued.len() as u64));
+        pipe.cmd("EXPIRE").arg(state).arg(BUILD_SECONDS).cmd("EXPIRE").arg(queue).arg(BUILD_SECONDS);
+        self.run(|connection| pipe.exec(connection))
+    }
+
+    /// Writes the holds, and gives the entries of the queue that name them, in their order.
+    fn write_holds(
+        &mut self,
+        state: &str,
+        rebuilt: &RebuiltSale,
+        alive: &mut dyn FnMut() -> Result<(), KeeperError>,
+    ) -> Result<Vec<QueueEntry>, KeeperError> {
+        let holds: Vec<Hold<'_>> = rebuilt.holds.iter().collect();
+        let chunk = |(number, _): &Hold<'_>| ChunkId::of(HoldNumber(**number)).0;
+        let chunks: Vec<&[Hold<'_>]> = holds.chunk_by(|a, b| chunk(a) == chunk(b)).collect();
+        let mut queue = Queue::default();
+        for trip in chunks.chunks(TRIP / HOLDS_AS_ONE) {
+            let sets = trip.chunks(CHUNK / HOLDS_AS_ONE).map(|some| {
                 let mut set = cmd("HSET");
                 set.arg(state);
-                for (number, (known, place)) in chunk {
-                    add_hold(&mut set, **number, known, *place);
-                    if *place == HoldState::Expired {
-                        continue;
+                for holds in some {
+                    let holds = holds.iter().map(|(number, (known, place))| (HoldNumber(**number), known, *place));
+                    let Some(chunk) = Chunk::write(holds) else { continue };
+                    set.arg(chunk.id.field()).arg(chunk.holds.as_slice());
+                    if !chunk.marks.is_empty() {
+                        set.arg(chunk.id.marks_field()).arg(chunk.marks.as_slice());
                     }
-                    let (items, last_ms) = users.entry(known.user).or_default();
-                    *items += 1;
-                    if *place == HoldState::Held {
-                        *last_ms = known.expires_ms.max(*last_ms);
-                    }
+                    queue.add(chunk.queued);
                 }
                 set
             });
             self.send(sets, state)?;
             alive()?;
+        }
+        Ok(queue.in_order())
+    }
+
+    /// Writes the share of each user who holds something or has purchased it.
+    fn write_users(
+        &mut self,
+        state: &str,
+        rebuilt: &RebuiltSale,
+        alive: &mut dyn FnMut() -> Result<(), KeeperError>,
+    ) -> Result<(), KeeperError> {
+        // Each one's items, and when the last of the holds expires.
+        let mut users = HashMap::<Id, (u64, u64)>::new();
+        for (known, place) in rebuilt.holds.values().filter(|(_, place)| *place != HoldState::Expired) {
+            let (items, last_ms) = users.entry(known.user).or_default();
+            *items += 1;
+            if *place == HoldState::Held {
+                *last_ms = known.expires_ms.max(*last_ms);
+            }
         }
         let users: Vec<_> = users.into_iter().collect();
         for trip in users.chunks(TRIP) {
@@ -93,29 +149,7 @@ impl Store {
             self.send(sets, state)?;
             alive()?;
         }
-        let mut live: Vec<_> = holds.iter().filter(|(_, (_, place))| *place == HoldState::Held).collect();
-        live.sort_by_key(|(number, (known, _))| (known.expires_ms, **number));
-        let push = |entries: &[&(&u64, &(HoldFacts, HoldState))]| {
-            let mut push = cmd("RPUSH");
-            push.arg(queue);
-            for (number, (known, _)) in entries {
-                push.arg(queue_entry(**number, known));
-            }
-            push
-        };
-        let (first, rest) = live.split_at(live.len().min(CHUNK));
-        if !first.is_empty() {
-            self.begin(&push(first), queue)?;
-        }
-        for trip in rest.chunks(TRIP) {
-            self.send(trip.chunks(CHUNK).map(push), queue)?;
-            alive()?;
-        }
-        // Last, so that a state without them is none; and both keys get their whole time again.
-        let mut pipe = Pipeline::new();
-        pipe.add_command(self.write_terms(built, rebuilt));
-        pipe.cmd("EXPIRE").arg(state).arg(BUILD_SECONDS).cmd("EXPIRE").arg(queue).arg(BUILD_SECONDS);
-        self.run(|connection| pipe.exec(connection))
+        Ok(())
     }
 
     /// Makes a key with its first content, and with an expiry.
@@ -136,7 +170,7 @@ impl Store {
     }
 
     /// What the state has besides holds and users.
-    fn write_terms(&self, built: &Built, rebuilt: &RebuiltSale) -> Cmd {
+    fn write_terms(&self, built: &Built, rebuilt: &RebuiltSale, queue: u64) -> Cmd {
         let with_checkout = |known: &&HoldFacts| known.has_checkout();
         let head = Head {
             terms: &built.terms,
@@ -147,6 +181,7 @@ impl Store {
             purchased: rebuilt.purchased,
             taken: rebuilt.holds.values().map(|(known, _)| known).filter(with_checkout).count() as u64,
             apart: rebuilt.quarantined.iter().map(|(_, known)| known).filter(with_checkout).count() as u64,
+            queue,
         };
         head.write(&keys(built).0)
     }

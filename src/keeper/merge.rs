@@ -118,6 +118,10 @@ impl HoldMerge {
                     continue;
                 }
             };
+            if place == HoldState::Expired {
+                // No mark in Redis says so, only the time: by an earlier one the hold would live, without an item.
+                rebuilt.clock_ms = rebuilt.clock_ms.max(known.expires_ms);
+            }
             rebuilt.holds.insert(number, (known, place));
         }
         rebuilt

@@ -10,10 +10,8 @@ use super::sale_store::{Alive, Built, EachHold, FoundState, Look, Owner, SaleSto
 use super::server_check;
 use super::store::{CHUNK, Condition, Counts, Store, WIDE_CHUNK, words};
 use crate::domain::{RecordRef, SaleId, Terms};
-use crate::inventory::redis::scripts::layout::OWNER_KEY;
-use crate::inventory::redis::scripts::layout::{
-    self, entry_expires_ms, entry_number, field, hold_field, queue_key, read_record, state_key,
-};
+use crate::inventory::redis::scripts::chunk::{self, QueueEntry};
+use crate::inventory::redis::scripts::layout::{self, OWNER_KEY, field, queue_key, state_key};
 use crate::inventory::redis::scripts::{Refusal, checkout, close, condition, counts, forget, offer, probe, replan};
 use crate::inventory::{Progress, identity};
 use crate::ledger::LedgerId;
@@ -166,8 +164,8 @@ impl SaleStore for Store {
         }
         let text: Option<Vec<u8>> = self.ask(cmd("HGET").arg(state_key(terms.sale)).arg(field::CLOCK))?;
         let reached_ms = text.and_then(|text| std::str::from_utf8(&text).ok()?.parse::<u64>().ok());
-        // No script writes a later time.
-        Ok(reached_ms.filter(|at_ms| *at_ms < terms.ends_ms).unwrap_or(0))
+        // No script and no rebuild writes a later time.
+        Ok(reached_ms.filter(|at_ms| *at_ms <= terms.ends_ms).unwrap_or(0))
     }
 
     fn counts(&mut self, sale: SaleId) -> Result<Option<Counts>, KeeperError> {
@@ -189,11 +187,16 @@ impl SaleStore for Store {
         if free == 0 {
             // The hold at the queue's end was taken last.
             let newest: Option<Vec<u8>> = self.ask(cmd("LINDEX").arg(queue).arg(-1))?;
-            let hold: Option<Vec<u8>> = match newest.as_deref().and_then(entry_number) {
-                Some(number) => self.ask(cmd("HGET").arg(&state).arg(hold_field(number)))?,
-                None => None,
+            let holds = match newest.as_deref().and_then(QueueEntry::read).map(|entry| entry.last()) {
+                Some(id) => {
+                    let fields = [id.field(), id.marks_field()];
+                    let found: (Option<Vec<u8>>, Option<Vec<u8>>) = self.ask(cmd("HMGET").arg(&state).arg(&fields))?;
+                    let (holds, marks) = (found.0.unwrap_or_default(), found.1.unwrap_or_default());
+                    chunk::read(id, &holds, &marks).unwrap_or_default()
+                }
+                None => Vec::new(),
             };
-            let taken_ms = hold.and_then(|hold| read_record(&hold)).map(|known| known.taken_ms);
+            let taken_ms = holds.iter().map(|(_, known)| known.taken_ms).max();
             progress.sold_out_ms = Some(taken_ms.unwrap_or(clock_ms));
         }
         Ok(Some(progress))
@@ -223,7 +226,7 @@ impl SaleStore for Store {
             let reply: Vec<u8> = self.ask(&call)?;
             let now_ms = checkout::read(&reply, 0).and_then(Result::ok).map(|decided| decided.now_ms);
             let head: Option<Vec<u8>> = self.ask(cmd("LINDEX").arg(queue_key(terms.sale)).arg(0))?;
-            let expires_ms = head.as_deref().and_then(entry_expires_ms);
+            let expires_ms = head.as_deref().and_then(QueueEntry::read).map(|entry| entry.expires_ms);
             let due = now_ms.zip(expires_ms).is_some_and(|(now_ms, expires_ms)| expires_ms <= now_ms);
             if !due {
                 return Ok(());

@@ -110,10 +110,13 @@ impl Bench {
         self.sent.push(Sent::Clock);
     }
 
-    pub fn send_checkouts(&mut self, terms: &Terms, epoch: u64, asked: Vec<(HoldNumber, Id, Id)>) {
-        let requests = asked.iter().map(|(number, user, item)| (*number, user, item));
+    /// One call for `orders`, whose numbers are `first` and those that follow it.
+    pub fn send_checkouts(&mut self, terms: &Terms, epoch: u64, first: HoldNumber, orders: &[(Id, Id)]) {
+        let requests = orders.iter().map(|(user, item)| (user, item));
         let header = Header { sha: &self.checkout_sha, sale: terms.sale, epoch, latest_ms: self.latest_ms };
-        scripts::checkout::call(&mut self.cmd, &header, requests, &mut self.out);
+        scripts::checkout::call(&mut self.cmd, &header, first, requests, &mut self.out);
+        let asked =
+            (first.0..).map(HoldNumber).zip(orders).map(|(number, (user, item))| (number, *user, *item)).collect();
         self.sent.push(Sent::Checkouts(*terms, asked));
     }
 

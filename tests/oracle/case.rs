@@ -16,8 +16,8 @@ pub const ITEMS: [&str; 2] = ["lamp", "3:x"];
 /// A step of a sequence.
 #[derive(Clone, Debug)]
 pub enum Op {
-    /// One call for these (user, item). With a number, the first asks under a number that was given out before: the
-    /// one so many back.
+    /// One call for these (user, item). With a number, it asks under numbers that were given out before: from the chunk on that is
+    /// so many back.
     Checkouts(Vec<(usize, usize)>, Option<usize>),
     /// One call for these holds: those granted so many back; from [`UNKNOWN`] on, one that was never given out.
     Purchases(Vec<usize>),
@@ -72,7 +72,12 @@ fn clock() -> impl Strategy<Value = Op> {
 fn op() -> impl Strategy<Value = Op> {
     let order = (0..USERS.len(), 0..ITEMS.len());
     let reused = proptest::option::weighted(0.1, 0..6usize);
-    let checkouts = (proptest::collection::vec(order, 1..5), reused).prop_map(|(orders, at)| Op::Checkouts(orders, at));
+    // Up to three chunks of numbers.
+    let orders = prop_oneof![
+        8 => proptest::collection::vec(order.clone(), 1..5),
+        1 => proptest::collection::vec(order, 5..20),
+    ];
+    let checkouts = (orders, reused).prop_map(|(orders, at)| Op::Checkouts(orders, at));
     let purchases = proptest::collection::vec(0..UNKNOWN + 1, 1..5).prop_map(Op::Purchases);
     prop_oneof![
         10 => checkouts,

@@ -8,8 +8,8 @@ use flashsale::inventory::redis::scripts::replan::TEXT as REPLAN;
 use flashsale::keeper::merge::{HoldFacts, HoldMerge, RebuiltSale};
 use flashsale::keeper::sale_store::SaleStore;
 
-/// Entries of the queue that one call takes back, as `lua/checkout.lua` says.
-const BOUND: u64 = 256;
+/// Chunks of holds that one call takes back, as `lua/chunk.lua` says.
+const BOUND: u64 = 64;
 const START_MS: u64 = crate::case::START_MS;
 
 fn id(text: &str) -> Id {
@@ -29,11 +29,21 @@ fn opened(items: u64, user_limit: u64) -> (Bench, Terms) {
 }
 
 impl Bench {
-    /// One checkout call for `numbers`, all by `user`.
+    /// One checkout call for `numbers`, which begin with a chunk, all by `user`.
     fn take(&mut self, terms: &Terms, numbers: std::ops::Range<u64>, user: &str) -> Vec<Told> {
-        let asked = numbers.map(|number| (HoldNumber(number), id(user), id("i"))).collect();
-        self.send_checkouts(terms, 1, asked);
+        let orders: Vec<_> = numbers.clone().map(|_| (id(user), id("i"))).collect();
+        self.send_checkouts(terms, 1, HoldNumber(numbers.start), &orders);
         self.replies().pop().unwrap().unwrap()
+    }
+
+    /// A call for each of `chunks`, which takes one hold, the first of its chunk.
+    fn take_singly(&mut self, terms: &Terms, chunks: std::ops::Range<u64>, user: impl Fn(u64) -> Id) {
+        for chunk in chunks.clone() {
+            self.send_checkouts(terms, 1, HoldNumber(8 * chunk), &[(user(chunk), id("i"))]);
+        }
+        let replies = self.replies();
+        assert_eq!(replies.len() as u64, chunks.end - chunks.start);
+        assert!(replies.iter().all(|reply| reply.as_ref().unwrap().iter().all(is_held)), "{replies:?}");
     }
 
     fn free(&mut self, terms: &Terms) -> (u64, u64) {
@@ -51,16 +61,16 @@ fn is_held(told: &Told) -> bool {
 #[test]
 fn what_is_decided_after_a_reading_is_later_than_it() {
     let (mut bench, terms) = opened(9, 9);
-    let hold = |bench: &mut Bench, number: u64| match bench.take(&terms, number..number + 1, "u").as_slice() {
+    let hold = |bench: &mut Bench, chunk: u64| match bench.take(&terms, 8 * chunk..8 * chunk + 1, "u").as_slice() {
         [Told::Outcome(Outcome::Held { expires_ms, .. }, _)] => expires_ms - terms.hold_ms,
         other => panic!("{other:?}"),
     };
-    for number in 1..5 {
-        let before_ms = hold(&mut bench, number);
+    for chunk in 1..5 {
+        let before_ms = hold(&mut bench, chunk);
         let counts = bench.store.counts(terms.sale).unwrap().unwrap();
-        assert_eq!(counts.taken, 2 * number - 1);
+        assert_eq!(counts.taken, 2 * chunk - 1);
         assert!(before_ms <= counts.upto_ms, "{before_ms} {}", counts.upto_ms);
-        let after_ms = hold(&mut bench, number + 100);
+        let after_ms = hold(&mut bench, chunk + 100);
         assert!(after_ms > counts.upto_ms, "{after_ms} {}", counts.upto_ms);
     }
 }
@@ -89,45 +99,38 @@ fn what_found_no_place_is_expected_in_the_ledger() {
 
 #[test]
 fn more_expired_holds_than_a_call_takes_back() {
-    // All items are held, and expire at the same moment; each later checkout takes 256 of them back.
+    // All items are held, each by a hold in a chunk of its own, and expire at the same moment; each later call takes 64 chunks back.
     let items = 2 * BOUND + 10;
     let (mut bench, terms) = opened(items, 1_000);
-    for from in [0, BOUND] {
-        assert!(bench.take(&terms, from..from + BOUND, "u").iter().all(is_held));
-    }
-    assert!(bench.take(&terms, 2 * BOUND..items, "u").iter().all(is_held));
+    bench.take_singly(&terms, 0..items, |_| id("u"));
     bench.send_clock(START_MS + 1_000);
     // As many as come back are sold; the rest is asked to come again, never told that nothing is left.
-    let told = bench.take(&terms, 1_000..1_000 + BOUND + 5, "v");
+    let told = bench.take(&terms, 8_000..8_000 + BOUND + 5, "v");
     let (held, again) = told.split_at(BOUND as usize);
     assert!(held.iter().all(is_held), "{held:?}");
     assert!(again.iter().all(|told| *told == Told::Again), "{again:?}");
-    assert_eq!(bench.free(&terms), (0, items));
-    let told = bench.take(&terms, 2_000..2_000 + BOUND + 5, "v");
+    assert_eq!(bench.free(&terms), (0, items - BOUND + 1));
+    let told = bench.take(&terms, 16_000..16_000 + BOUND + 5, "v");
     assert!(told[..BOUND as usize].iter().all(is_held) && told[BOUND as usize..] == [Told::Again; 5], "{told:?}");
     // Ten are left to come back: the next call sees all of them, and is right.
-    let told = bench.take(&terms, 3_000..3_011, "v");
+    let told = bench.take(&terms, 24_000..24_011, "v");
     assert!(told[..10].iter().all(is_held), "{told:?}");
     assert_eq!(told[10], Told::Outcome(Outcome::SoldOut { retry_ms: 1_000 }, None));
-    assert_eq!(bench.free(&terms), (0, items));
+    assert_eq!(bench.free(&terms), (0, 3));
 }
 
 #[test]
 fn a_users_expired_holds_behind_those_that_a_call_takes_back() {
     let users = 2 * BOUND + 10;
     let (mut bench, terms) = opened(10_000, 1);
-    let asked = |from: u64, to: u64, first: u64| -> Vec<_> {
-        (from..to).map(|n| (HoldNumber(first + n), id(&format!("user {n}")), id("i"))).collect()
-    };
-    for (from, to) in [(0, BOUND), (BOUND, users)] {
-        bench.send_checkouts(&terms, 1, asked(from, to, 0));
-    }
+    let user = |n: u64| id(&format!("user {n}"));
+    bench.take_singly(&terms, 0..users, user);
     bench.send_clock(START_MS + 1_000);
     // The last one's hold has expired with all others, but two calls look at others first.
     for round in 1..=3 {
-        bench.send_checkouts(&terms, 1, asked(users - 1, users, 1_000 * round));
+        bench.send_checkouts(&terms, 1, HoldNumber(8_000 * round), &[(user(users - 1), id("i"))]);
     }
-    let replies: Vec<Vec<Told>> = bench.replies().into_iter().skip(2).map(Result::unwrap).collect();
+    let replies: Vec<Vec<Told>> = bench.replies().into_iter().map(Result::unwrap).collect();
     assert_eq!(replies[..2], [[Told::Again], [Told::Again]]);
     assert!(is_held(&replies[2][0]), "{replies:?}");
 }
@@ -137,40 +140,42 @@ fn more_purchased_holds_than_a_call_drops() {
     // All but the last are redeemed: an answer `sold_out` has to name the last one's expiry.
     let items = 2 * BOUND + 1;
     let (mut bench, terms) = opened(items, 1_000);
-    for from in [0, BOUND] {
-        assert!(bench.take(&terms, from..from + BOUND, "u").iter().all(is_held));
-    }
+    bench.take_singly(&terms, 0..2 * BOUND, |_| id("u"));
     bench.send_clock(START_MS + 10);
-    assert!(bench.take(&terms, 2 * BOUND..items, "u").iter().all(is_held));
-    for from in [0, BOUND] {
-        bench.send_purchases(&terms, 1, (from..from + BOUND).map(HoldNumber).collect());
-    }
+    bench.replies();
+    bench.take_singly(&terms, 2 * BOUND..items, |_| id("u"));
+    bench.send_purchases(&terms, 1, (0..2 * BOUND).map(|chunk| HoldNumber(8 * chunk)).collect());
     bench.send_clock(START_MS + 20);
     bench.replies();
-    assert_eq!(bench.take(&terms, 1_000..1_001, "v"), [Told::Again]);
+    assert_eq!(bench.take(&terms, 8_000..8_001, "v"), [Told::Again]);
     assert_eq!(bench.free(&terms), (0, BOUND + 1));
-    assert_eq!(bench.take(&terms, 1_001..1_002, "v"), [Told::Again]);
+    assert_eq!(bench.take(&terms, 8_008..8_009, "v"), [Told::Again]);
     let sold_out = Told::Outcome(Outcome::SoldOut { retry_ms: 990 }, None);
-    assert_eq!(bench.take(&terms, 1_002..1_003, "v"), [sold_out]);
+    assert_eq!(bench.take(&terms, 8_016..8_017, "v"), [sold_out]);
     assert_eq!(bench.free(&terms), (0, 1));
 }
 
 #[test]
 fn the_largest_batch_over_the_largest_take_back() {
-    // Every call's longest lists: 512 users who hold something new, 256 others who give something back.
+    // Every call's longest lists: 512 users who hold something new, the holds of 63 and of 64 chunks that come back. And 512 holds
+    // of as many chunks that are redeemed.
     let (mut bench, terms) = opened(10_000, 1);
-    let asked = |from: u64, count: u64| -> Vec<_> {
-        (from..from + count).map(|n| (HoldNumber(n), id(&format!("user {n}")), id("i"))).collect()
+    let orders = |from: u64, count: u64| -> Vec<(Id, Id)> {
+        (from..from + count).map(|n| (id(&format!("user {n}")), id("i"))).collect()
     };
-    bench.send_checkouts(&terms, 1, asked(0, 512));
+    bench.send_checkouts(&terms, 1, HoldNumber(0), &orders(0, 504));
+    bench.send_checkouts(&terms, 1, HoldNumber(8_000), &orders(1_000, 512));
     bench.send_clock(START_MS + 1_000);
-    bench.send_checkouts(&terms, 1, asked(1_000, 512));
-    bench.send_purchases(&terms, 1, (1_000..1_512).map(HoldNumber).collect());
+    bench.send_checkouts(&terms, 1, HoldNumber(16_000), &orders(2_000, 512));
+    bench.send_purchases(&terms, 1, (16_000..16_512).map(HoldNumber).collect());
     let replies = bench.replies();
-    assert!(replies[..2].iter().all(|reply| reply.as_ref().unwrap().iter().all(is_held)));
+    assert!(replies[..3].iter().all(|reply| reply.as_ref().unwrap().iter().all(is_held)));
     let bought = |told: &Told| matches!(told, Told::Outcome(Outcome::Purchased { .. }, Some(_)));
-    assert!(replies[2].as_ref().unwrap().iter().all(bought));
-    assert_eq!(bench.free(&terms), (10_000 - 512 - 256, 256 + 512));
+    assert!(replies[3].as_ref().unwrap().iter().all(bought));
+    assert_eq!(bench.free(&terms), (10_000 - 512, 1));
+    bench.take_singly(&terms, 4_000..4_512, |chunk| id(&format!("user {chunk}")));
+    bench.send_purchases(&terms, 1, (4_000..4_512).map(|chunk| HoldNumber(8 * chunk)).collect());
+    assert!(bench.replies()[0].as_ref().unwrap().iter().all(bought));
 }
 
 #[test]
@@ -184,13 +189,13 @@ fn a_clock_that_jumps_ahead_is_followed_as_far_as_the_caller_believes() {
     // By the clock the sale is over; by the caller it cannot have come further than half a second.
     bench.send_clock(terms.ends_ms + 60_000);
     bench.latest_ms = START_MS + 500;
-    assert_eq!(held_until(&bench.take(&terms, 1..2, "u")), START_MS + 1_500);
+    assert_eq!(held_until(&bench.take(&terms, 8..9, "u")), START_MS + 1_500);
     bench.send_purchases(&terms, 1, vec![HoldNumber(0)]);
     assert!(matches!(bench.replies().pop().unwrap().unwrap()[..], [Told::Outcome(Outcome::Purchased { .. }, Some(_))]));
     // The clock is right again: nothing has happened to the sale's time.
     bench.send_clock(START_MS + 600);
     bench.latest_ms = START_MS + 3_600;
-    assert_eq!(held_until(&bench.take(&terms, 2..3, "u")), START_MS + 1_600);
+    assert_eq!(held_until(&bench.take(&terms, 16..17, "u")), START_MS + 1_600);
 }
 
 #[test]
@@ -259,4 +264,35 @@ fn the_time_of_a_sale_that_is_being_rebuilt() {
     // If this attempt fails after it has thrown the state away, the next one still finds the time.
     bench.store.forget(&terms, 2).unwrap();
     assert_eq!(clock(&mut bench), Some(START_MS + 700));
+}
+
+#[test]
+fn holds_that_an_earlier_version_wrote_are_read_beside_chunks() {
+    let (mut bench, terms) = opened(5, 2);
+    bench.take(&terms, 16..18, "u");
+    bench.send_purchases(&terms, 1, vec![HoldNumber(17)]);
+    bench.replies();
+    let old = [("h:5", "P5:6:7:3:a:bc:i"), ("h:6", "X5:6:0:1:ai"), ("h:7", "H5:6:0:1:ai"), ("h:8", "none")];
+    let _: () = redis::cmd("HSET").arg(state_key(terms.sale)).arg(&old[..]).query(&mut bench.connection).unwrap();
+    let mut found = Vec::new();
+    let whole =
+        bench.store.holds(terms.sale, &mut |number, known| found.push((number, known)), &mut || Ok(())).unwrap();
+    assert!(!whole, "one of them is no record");
+    found.sort_by_key(|(number, _)| *number);
+    let known = |user: &str, item: &str, taken_ms, expires_ms, purchased_ms| HoldFacts {
+        user: id(user),
+        item: id(item),
+        taken_ms,
+        expires_ms,
+        purchased_ms,
+    };
+    let (taken_ms, expires_ms) = (START_MS, START_MS + 1_000);
+    let want = [
+        (5, known("a:b", "c:i", 5, 6, Some(7))),
+        (6, known("a", "i", 5, 6, None)),
+        (7, known("a", "i", 5, 6, None)),
+        (16, known("u", "i", taken_ms, expires_ms, None)),
+        (17, known("u", "i", taken_ms, expires_ms, Some(START_MS))),
+    ];
+    assert_eq!(found, want);
 }

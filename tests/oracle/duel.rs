@@ -10,7 +10,7 @@ use flashsale::keeper::merge::{HoldFacts, HoldMerge};
 use flashsale::keeper::sale_store::SaleStore;
 use std::collections::BTreeMap;
 
-/// The first hold number: none of these fits a double.
+/// The first hold number, of a chunk: none of these fits a double.
 const FIRST: u64 = 1 << 62;
 
 struct Expected {
@@ -72,26 +72,7 @@ impl Duel<'_> {
         match op {
             Op::Clock(by) => self.set_clock(self.now.saturating_add_signed(*by)),
             Op::End(by) => self.set_clock(self.terms.ends_ms.saturating_add_signed(*by)),
-            Op::Checkouts(orders, reused) => {
-                let reused = reused.map(|back| (self.next - 1).saturating_sub(back as u64));
-                // Not one of those that found no item left in a rebuilding: only the ledger still knows them.
-                let reused = reused.filter(|number| self.is_known(*number) || !self.is_written(*number));
-                let asked: Vec<_> = orders
-                    .iter()
-                    .enumerate()
-                    .map(|(i, (u, i_))| {
-                        let fresh = self.next + i as u64;
-                        let number = reused.filter(|_| i == 0).unwrap_or(fresh);
-                        (HoldNumber(number), user(*u), item(*i_))
-                    })
-                    .collect();
-                self.next += orders.len() as u64;
-                let told: Vec<Decision> =
-                    asked.iter().map(|(n, u, i)| self.memory.checkout(self.now, *n, *u, *i)).collect();
-                let recent = asked.iter().map(|(_, user, _)| self.has_recent_hold(*user)).collect();
-                self.expect(at, told, recent);
-                self.bench.send_checkouts(&self.terms, self.epoch, asked);
-            }
+            Op::Checkouts(orders, reused) => self.checkouts(at, orders, *reused),
             Op::Purchases(which) => {
                 let holds: Vec<_> = which.iter().map(|back| self.granted(*back)).collect();
                 let told: Vec<Decision> = holds.iter().map(|n| self.memory.purchase(self.now, *n)).collect();
@@ -105,6 +86,28 @@ impl Duel<'_> {
         Ok(())
     }
 
+    fn checkouts(&mut self, at: usize, orders: &[(usize, usize)], reused: Option<usize>) {
+        let chunks = orders.len().div_ceil(8) as u64;
+        let before = reused.map(|back| self.next.saturating_sub(8 * (back as u64 + 1)).max(FIRST));
+        // Not where all holds of a chunk found no item left in a rebuilding: only the ledger still knows them.
+        let is_usable = |chunk: u64| self.known_in(chunk).is_some() || !self.is_written(chunk);
+        let before = before.filter(|first| (0..chunks).all(|nth| is_usable(first + 8 * nth)));
+        let first = before.unwrap_or(self.next);
+        self.next = self.next.max(first + 8 * chunks);
+        let orders: Vec<(Id, Id)> = orders.iter().map(|(u, i)| (user(*u), item(*i))).collect();
+        // A chunk of which one number is taken is taken as a whole.
+        let taken: Vec<Option<HoldNumber>> = (0..chunks).map(|nth| self.known_in(first + 8 * nth)).collect();
+        let number = |i: usize| taken[i / 8].unwrap_or(HoldNumber(first + i as u64));
+        let told: Vec<Decision> = orders
+            .iter()
+            .enumerate()
+            .map(|(nth, (user, item))| self.memory.checkout(self.now, number(nth), *user, *item))
+            .collect();
+        let recent = orders.iter().map(|(user, _)| self.has_recent_hold(*user)).collect();
+        self.expect(at, told, recent);
+        self.bench.send_checkouts(&self.terms, self.epoch, HoldNumber(first), &orders);
+    }
+
     /// The hold that was granted so many before the last one.
     fn granted(&self, back: usize) -> HoldNumber {
         let back = if back < UNKNOWN { back % self.rows.len().max(1) } else { usize::MAX };
@@ -112,12 +115,14 @@ impl Duel<'_> {
         row.unwrap_or(HoldNumber(u64::from(u32::MAX)))
     }
 
-    fn is_written(&self, number: u64) -> bool {
-        self.rows.contains_key(&HoldNumber(number))
+    /// Whether the ledger has a hold of the chunk that begins at `first`.
+    fn is_written(&self, first: u64) -> bool {
+        self.rows.range(HoldNumber(first)..HoldNumber(first + 8)).next().is_some()
     }
 
-    fn is_known(&self, number: u64) -> bool {
-        self.memory.holds().any(|(known, _)| known.0 == number)
+    /// A hold of the chunk that begins at `first`.
+    fn known_in(&self, first: u64) -> Option<HoldNumber> {
+        self.memory.holds().map(|(number, _)| number).find(|number| number.0 / 8 == first / 8)
     }
 
     fn set_clock(&mut self, ms: u64) {
@@ -162,9 +167,9 @@ impl Duel<'_> {
     fn stale(&mut self, at: usize) {
         for epoch in [self.epoch - 1, self.epoch + 1] {
             self.bench.send_purchases(&self.terms, epoch, vec![HoldNumber(self.next - 1)]);
-            self.bench.send_checkouts(&self.terms, epoch, vec![(HoldNumber(self.next), user(0), item(0))]);
+            self.bench.send_checkouts(&self.terms, epoch, HoldNumber(self.next), &[(user(0), item(0))]);
             self.expected.extend([0, 1].map(|_| Expected::refused(at, Refusal::Epoch(self.epoch))));
-            self.next += 1;
+            self.next += 8;
         }
     }
 
@@ -216,7 +221,7 @@ impl Duel<'_> {
         self.bench.store.close(&self.terms, self.epoch + 1).map_err(text)?;
         for (epoch, refusal) in [(self.epoch, Refusal::Epoch(self.epoch + 1)), (self.epoch + 1, Refusal::Closed)] {
             self.bench.send_purchases(&self.terms, epoch, vec![HoldNumber(self.next - 1)]);
-            self.bench.send_checkouts(&self.terms, epoch, vec![(HoldNumber(self.next), user(0), item(0))]);
+            self.bench.send_checkouts(&self.terms, epoch, HoldNumber(self.next), &[(user(0), item(0))]);
             let replies = self.bench.replies();
             same(&format!("step {at}, while closed"), replies, vec![Err(refusal), Err(refusal)])?;
         }

@@ -33,9 +33,9 @@ fn version(database: &Database) -> i64 {
 #[test]
 fn the_first_versions_database_is_migrated_by_many_at_once() {
     let database = first_version();
-    // An instance of the first version goes on meanwhile: it holds its lock and has a transaction open.
+    // A transaction of the first version is open meanwhile.
     let mut old = database.client();
-    let begin = "SELECT pg_advisory_lock_shared(1718812674, 3); BEGIN; SELECT * FROM ledger_fence;
+    let begin = "BEGIN; SELECT * FROM ledger_fence;
         INSERT INTO ledger_holds VALUES (1700000000, 3, decode(repeat('03', 16), 'hex'), 'dan', 'lamp', now(), now())";
     old.batch_execute(begin).unwrap();
     let started: Vec<(LedgerId, [u8; 16], u64)> = std::thread::scope(|scope| {
@@ -65,6 +65,25 @@ fn the_first_versions_database_is_migrated_by_many_at_once() {
     database.append().append(&[&batch(3, Hold, [10]), &batch(3, Purchase, [10])]).unwrap();
     assert_eq!((database.count("checkout_attempts"), database.count("purchases")), (4, 2));
     assert_ne!(Database::new().ledger().identity().unwrap(), started[0].0);
+}
+
+/// They could not read the states of this version in Redis.
+#[test]
+fn instances_of_an_earlier_version_end_before_the_first_of_this_one_starts() {
+    for lock in ["pg_advisory_lock_shared(1718812674, 3)", "pg_advisory_lock_shared(1718812676, 3)"] {
+        let database = first_version();
+        let mut old = database.client();
+        old.batch_execute(&format!("SELECT {lock}")).unwrap();
+        let refused = database.ledger().code_key().unwrap_err().to_string();
+        assert!(refused.contains("instances of an earlier version are running"), "{refused}");
+        assert_eq!(version(&database), 5, "an earlier version can go on");
+        old.batch_execute("SELECT pg_advisory_unlock_all()").unwrap();
+        database.ledger().code_key().unwrap();
+        assert_eq!(version(&database), 6);
+        // From here on a member's lock is no reason: it is one of this version.
+        old.batch_execute(&format!("SELECT {lock}")).unwrap();
+        database.ledger().code_key().unwrap();
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! is sent again, delivered or refused, and never dropped; a queue keeps the order in which its requests came. Leaves to
 //! `protocol.rs` when a call is sent, and to `answer.rs` what its reply means.
 
-use super::scripts::{EXPIRED_A_CALL, MAX_BATCH};
+use super::scripts::{EXPIRED_CHUNKS, MAX_BATCH};
 use crate::domain::{HoldKey, HoldNumber, Id, Outcome, Terms};
 use crate::worker::{Ticket, Waiter};
 use std::collections::VecDeque;
@@ -15,8 +15,8 @@ use std::time::Instant;
 pub(super) const MAX_FLIGHTS: usize = 4;
 
 /// How often a request may be sent again after an answer that decided nothing: enough for a queue of 120,000
-/// expired holds, [`EXPIRED_A_CALL`] a call. The connection's own time limit comes first in practice.
-const MAX_TRIES: u16 = 512;
+/// expired holds in as many chunks, [`EXPIRED_CHUNKS`] a call. The connection's own time limit comes first in practice.
+const MAX_TRIES: u16 = 2_048;
 
 /// How often a request may be sent again because Redis did not have the script. Once is enough unless scripts are
 /// flushed all the time.
@@ -25,7 +25,7 @@ const MAX_RELOADS: u8 = 3;
 /// Emptied lists that a queue keeps for its next calls.
 const MAX_SPARE: usize = 2 * MAX_FLIGHTS;
 
-const _: () = assert!(MAX_TRIES as usize * EXPIRED_A_CALL >= 120_000);
+const _: () = assert!(MAX_TRIES as usize * EXPIRED_CHUNKS >= 120_000);
 
 /// What a checkout asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,6 @@ use super::flight::{Call, Flight, MAX_FLIGHTS, Script};
 use super::lane::Lane;
 use super::scripts::{Header, checkout, purchase};
 use super::state::State;
-use crate::domain::HoldNumber;
 use crate::inventory::{Suspicion, identity};
 use crate::redis_wire::pipeline::{ConnectionEnd, Protocol};
 use crate::redis_wire::resp::Reply;
@@ -67,13 +66,12 @@ impl ScriptProtocol {
         let view = state.view.load();
         let (epoch, latest_ms) = (view.epoch, view.latest_ms(at));
         let batch = state.checkouts.take_batch();
-        let (Some(terms), Some(first)) = (on, self.lane.shared.numbers.take(batch.len() as u64)) else {
+        let (Some(terms), Some(first)) = (on, self.lane.shared.numbers.take_chunks(batch.len() as u64)) else {
             return state.checkouts.refuse(batch);
         };
-        let numbered = (first.0..).map(HoldNumber).zip(&batch);
-        let requests = numbered.map(|(number, pending)| (number, &pending.request.user, &pending.request.item));
+        let requests = batch.iter().map(|pending| (&pending.request.user, &pending.request.item));
         let header = Header { sha: &self.checkout_sha, sale: terms.sale, epoch, latest_ms };
-        checkout::call(&mut self.cmd, &header, requests, out);
+        checkout::call(&mut self.cmd, &header, first, requests, out);
         state.flights.push_back(Flight::Checkouts { call: Call::new(terms, epoch, at, batch), first });
     }
 

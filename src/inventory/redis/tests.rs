@@ -6,7 +6,7 @@ use super::flight::Flight;
 use super::lane::Lane;
 use super::protocol::ScriptProtocol;
 use super::scripts::MAX_BATCH;
-use crate::code::HoldNumbers;
+use crate::code::{HoldNumbers, number_parts};
 use crate::domain::{HoldKey, HoldNumber, Id, Outcome, Request, SaleId, Terms};
 use crate::inventory::{Clock, LostCalls, Suspicion, View};
 use crate::record::{self, Inbox, Message};
@@ -181,6 +181,25 @@ fn the_kinds_take_turns_in_calls_of_bounded_size() {
     });
 }
 
+#[test]
+fn each_call_has_whole_chunks_of_numbers() {
+    on_worker(|workers| {
+        let mut bench = Bench::new(workers, false);
+        let mut numbers = Vec::new();
+        for users in [2, 9, 1] {
+            let asked: Vec<Asked> = (0..users).map(|user| bench.checkout(user)).collect();
+            bench.send();
+            bench.text(&format!("K {NOW} {} 0\n{}", NOW + 100, "H".repeat(users)));
+            numbers.extend(asked.iter().map(|asked| match asked.take() {
+                Some(Outcome::Held { hold, .. }) => number_parts(hold.number),
+                other => panic!("{other:?}"),
+            }));
+        }
+        let wanted = [0..2, 8..17, 24..25].into_iter().flatten().map(|counter| (1, counter));
+        assert_eq!(numbers, wanted.collect::<Vec<_>>());
+    });
+}
+
 /// A reply to two requests; the second one's answer is `unavailable`.
 struct Row {
     reply: Reply<'static>,
@@ -339,12 +358,12 @@ fn with_the_ledger_an_answer_travels_with_its_record() {
         let mut bench = Bench::new(workers, true);
         let [bought, expired] = [bench.purchase(0, 1), bench.purchase(0, 2)];
         bench.send();
-        bench.text("K 10\nPI\n7 1 1 ui");
+        bench.text("K 10\nPI\n!!ui");
         assert_eq!(expired.take(), Some(Outcome::InvalidCode), "it reveals nothing");
         assert_eq!(bought.take(), None, "the ledger does not have it yet");
         let Ok(Message::Records(mut handoff)) = bench.inbox.receiver.try_recv() else { panic!("no records") };
         let record = handoff.records.iter().next().unwrap();
-        assert_eq!((record.number, record.at_ms), (HoldNumber(1), 7));
+        assert_eq!((record.number, record.at_ms), (HoldNumber(1), 10));
         handoff.acks.drain(..).for_each(record::Ack::deliver);
         assert_eq!(bought.take(), Some(Outcome::Purchased { item: id("i") }));
 
@@ -352,7 +371,7 @@ fn with_the_ledger_an_answer_travels_with_its_record() {
         bench.inbox = record::channel(1).1;
         let bought = bench.purchase(0, 3);
         bench.send();
-        bench.text("K 10\nP\n7 1 1 ui");
+        bench.text("K 10\nP\n!!ui");
         assert_eq!(bought.take(), Some(Outcome::Unavailable));
     });
 }

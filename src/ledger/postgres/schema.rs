@@ -24,6 +24,7 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../../sql/postgres/0004_quarantine.sql"),
     },
     Migration { name: "0005_tallies", compatible_from: 1, sql: include_str!("../../../sql/postgres/0005_tallies.sql") },
+    Migration { name: "0006_chunks", compatible_from: 6, sql: include_str!("../../../sql/postgres/0006_chunks.sql") },
 ];
 
 /// Whether the version is noted, and whether all relations of the first version are there, which noted none. Read from the
@@ -87,6 +88,13 @@ mod tests {
     #[test]
     fn the_migrations_are_the_files() {
         crate::ledger::migrations::check_files("postgres", MIGRATIONS);
+    }
+
+    #[test]
+    fn the_schema_and_the_code_agree_on_the_members_locks() {
+        use crate::ledger::postgres::{EPOCH_CLASS, MEMBERS_CLASS};
+        let schema: String = MIGRATIONS.iter().map(|migration| migration.sql).collect();
+        assert!(schema.contains(&format!("IN ({EPOCH_CLASS}, {MEMBERS_CLASS})")));
     }
 
     #[test]

@@ -25,7 +25,7 @@ fn redis_ms(redis: &Redis) -> u64 {
 fn first_expiry_ms(redis: &Redis, sale: u64) -> u64 {
     let entry: String =
         cmd("LINDEX").arg(format!("{{sale:{sale}}}:queue")).arg(0).query(&mut redis.connection()).unwrap();
-    entry.split(':').nth(1).unwrap().parse().unwrap()
+    entry.split(':').next().unwrap().parse().unwrap()
 }
 
 #[test]

@@ -113,3 +113,11 @@ fn a_rebuilt_sale_keeps_its_time() {
         redis::cmd("HGET").arg(&state).arg("clock").query(&mut stack.redis_ref().connection()).unwrap();
     assert!(rebuilt_ms >= later_ms, "{rebuilt_ms} {later_ms}");
 }
+
+/// Its scripts sold in a state that was `open`, and its holds had a field each.
+#[test]
+fn a_state_of_an_earlier_version() {
+    heals(|stack, state, _| {
+        stack.redis_ref().run(&["HSET", state, "status", "open"]);
+    });
+}

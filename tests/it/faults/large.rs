@@ -8,37 +8,41 @@ fn large(items: u64) -> Terms {
     Terms { items, ..plenty() }
 }
 
-/// Adds `count` holds to the running sale's state that its ledger has not got, as a dead instance leaves them.
+/// Adds `count` holds, whole chunks, to the running sale's state that its ledger has not got, as a dead instance (500) leaves them.
 fn hold_in_redis(stack: &Stack, terms: &Terms, count: u64) {
     const ADD: &str = "
         local state, queue, first, count = KEYS[1], KEYS[2], tonumber(ARGV[1]), tonumber(ARGV[2])
         local time = redis.call('TIME')
         local taken = time[1] * 1000 - 10000
-        local expires = taken + tonumber(redis.call('HGET', state, 'hold'))
-        for i = first, first + count - 1 do
-          -- Instance 1000's: below 2^53, where Lua's numbers are exact.
-          local number, user = 4398046511104 * 1000 + i, 'x' .. i
-          number = string.format('%.0f', number)
-          redis.call('RPUSH', queue, number .. ':' .. expires .. ':' .. user)
-          redis.call('HSET', state, 'h:' .. number, 'H' .. taken .. ':' .. expires .. ':0:' .. #user .. ':' .. user .. 'i',
-            'u:' .. user, 1)
+        local expires = string.format('%.0f', taken + tonumber(redis.call('HGET', state, 'hold')))
+        local head = string.format('%.0f', taken) .. expires
+        for chunk = first / 8, (first + count) / 8 - 1 do
+          local entries = ''
+          for i = 8 * chunk, 8 * chunk + 7 do
+            local user = 'x' .. i
+            entries = entries .. string.char(32 + #user, 33) .. user .. 'i'
+            redis.call('HSET', state, 'u:' .. user, expires .. 1)
+          end
+          redis.call('HSET', state, 'c500:' .. chunk, head .. entries)
+          redis.call('RPUSH', queue, expires .. ':500:' .. chunk .. ':1')
         end
         redis.call('HINCRBY', state, 'free', -count)
-        for _, field in ipairs({'held', 'taken', 'queue'}) do redis.call('HINCRBY', state, field, count) end
+        redis.call('HINCRBY', state, 'queue', count / 8)
+        for _, field in ipairs({'held', 'taken'}) do redis.call('HINCRBY', state, field, count) end
         return redis.status_reply('OK')";
     let sale = clock::sale(terms.sale_seconds);
     let (state, queue) = (format!("{{sale:{sale}}}:state"), format!("{{sale:{sale}}}:queue"));
     // Some at a time: an instance waits for a second at most.
-    for first in (1..=count).step_by(20_000) {
-        let some = (count + 1 - first).min(20_000);
+    for first in (0..count).step_by(20_000) {
+        let some = (count - first).min(20_000);
         stack.redis_ref().run(&["EVAL", ADD, "2", &state, &queue, &first.to_string(), &some.to_string()]);
     }
 }
 
-/// Adds `count` holds to the running sale's ledger.
+/// Adds the same holds to the running sale's ledger.
 fn hold_in_ledger(stack: &mut Stack, terms: &Terms, count: i64) {
     let add = "INSERT INTO ledger_holds SELECT $1, 4398046511104000 + i, int8send(i) || int8send(i), 'x' || i, 'i',
-        now(), now() + interval '1 hour' FROM generate_series(1::bigint, $2) AS i";
+        now(), now() + interval '1 hour' FROM generate_series(0::bigint, $2::bigint - 1) AS i";
     let sale = clock::sale(terms.sale_seconds).cast_signed();
     stack.postgres().client().execute(add, &[&sale, &count]).unwrap();
 }

@@ -1,4 +1,4 @@
-//! A user's share or a hold's record that no script can read: the sale is rebuilt, however good its other fields look.
+//! A user's share or a chunk of holds that no script can read: the sale is rebuilt, however good its other fields look.
 
 use super::*;
 use crate::support::servers::Mode;
@@ -6,22 +6,22 @@ use crate::support::servers::Mode;
 /// How long a hold lasts in these tests.
 const HOLD: u64 = 2;
 
-/// A field that a command damages: the share of the user "x", or the record of the one hold that there is.
+/// A field that a command damages: the share of the user "x", or the chunk of the one hold that there is.
 #[derive(Clone, Copy, Debug)]
 enum Part {
     Share,
-    Record,
+    Chunk,
 }
 
 /// Sets the field to `value`, or removes it.
 fn damage(stack: &Stack, terms: &Terms, part: Part, value: Option<&str>) {
     let (redis, state) = (stack.redis_ref(), format!("{{sale:{}}}:state", clock::sale(terms.sale_seconds)));
     let fields: Vec<String> = redis::cmd("HKEYS").arg(&state).query(&mut redis.connection()).unwrap();
-    let prefix = match part {
-        Part::Share => "u:x",
-        Part::Record => "h:",
+    let is_meant = |field: &&String| match part {
+        Part::Share => *field == "u:x",
+        Part::Chunk => field.starts_with('c') && field.contains(':'),
     };
-    let field = fields.iter().find(|field| field.starts_with(prefix)).unwrap();
+    let field = fields.iter().find(is_meant).unwrap();
     match value {
         Some(value) => redis.run(&["HSET", &state, field, value]),
         None => redis.run(&["HDEL", &state, field]),
@@ -39,7 +39,7 @@ fn one_hold(stack: &Stack, items: u64) -> (Terms, App, String) {
 }
 
 const DAMAGES: [(Part, Option<&str>); 4] =
-    [(Part::Share, Some("abc")), (Part::Share, None), (Part::Record, Some("x")), (Part::Record, None)];
+    [(Part::Share, Some("abc")), (Part::Share, None), (Part::Chunk, Some("x")), (Part::Chunk, None)];
 
 #[test]
 fn an_item_comes_back_whatever_its_hold_looks_like() {
@@ -57,15 +57,16 @@ fn an_item_comes_back_whatever_its_hold_looks_like() {
 }
 
 #[test]
-fn a_hold_is_redeemed_whatever_its_record_looks_like() {
-    for value in [Some("x"), Some("H1:2:3:9:xi")] {
+fn a_hold_is_redeemed_whatever_its_chunk_looks_like() {
+    // The second says that the item has two bytes.
+    for value in [Some("x"), Some("40000000000004000000001000!\"xi")] {
         let stack = Stack::new(Mode::Distributed);
         let terms = Terms { hold_seconds: 3600, ..plenty() };
         let app = with_terms(stack.app(), &terms).start();
         let (mut client, ledger) = (app.client(), stack.ledger());
         let code = client.code("x", "i");
         poll("the row", GOING_ON, || (ledger.rows().attempts.len() == 1).then_some(()));
-        damage(&stack, &terms, Part::Record, value);
+        damage(&stack, &terms, Part::Chunk, value);
         let answer = poll("an answer", GOING_ON, || Some(client.purchase(&code)).filter(|answer| answer.status != 503));
         assert_eq!(answer.status, 200, "{value:?}: {}", answer.text());
     }

@@ -1,12 +1,13 @@
 //! `lua/checkout.lua`: takes an item for each of a batch of checkouts, in their order.
 
-use super::layout::{queue_key, state_key};
+use super::chunk::{ChunkId, MAX_ENTRY, SLOTS, push_entry};
+use super::layout::{push_user_field, queue_key, state_key};
 use super::{Header, Refusal, begin, decimal, eval, read_refusal};
-use crate::domain::{HoldNumber, Id, MAX_ID_BYTES, SaleId};
+use crate::domain::{HoldNumber, Id, SaleId};
 use redis::Cmd;
 
 /// The script.
-pub const TEXT: &str = concat!(include_str!("../../../../lua/time.lua"), include_str!("../../../../lua/checkout.lua"));
+pub const TEXT: &str = super::with_prelude!("checkout.lua");
 
 /// What became of one checkout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub enum Mark {
     BoughtLimit,
     /// `A`: not decided, to be asked again.
     Again,
-    /// `D`: the hold's number is taken.
+    /// `D`: a number of the hold's chunk is taken.
     Duplicate,
 }
 
@@ -52,33 +53,52 @@ impl Decided<'_> {
     }
 }
 
-/// Packs a call and appends it to `out`. `cmd` is reused memory.
+/// Packs a call and appends it to `out`. `cmd` is reused memory. The numbers of the requests, each with its user and item, are `first` and
+/// those that follow it; `first` is that of a chunk, and the rest of the last chunk is used up.
 pub fn call<'a>(
     cmd: &mut Cmd,
     header: &Header<'_>,
-    requests: impl Iterator<Item = (HoldNumber, &'a Id, &'a Id)>,
+    first: HoldNumber,
+    requests: impl Iterator<Item = (&'a Id, &'a Id)> + Clone,
     out: &mut Vec<u8>,
 ) {
     begin(cmd, header);
-    // The script stores the two ids as one text, and Lua makes none for nothing.
-    let mut both = Vec::with_capacity(2 * MAX_ID_BYTES + 4);
+    let (first, slot) = ChunkId::of(first);
+    debug_assert_eq!(slot, 0, "a call has whole chunks of numbers");
+    let count = requests.clone().count();
+    let chunks = count.div_ceil(SLOTS) as u64;
+    let mut text = Vec::with_capacity(SLOTS * MAX_ENTRY);
     let mut digits = itoa::Buffer::new();
-    for (number, user, item) in requests {
-        let (user, item) = (user.as_bytes(), item.as_bytes());
-        both.clear();
-        both.extend_from_slice(digits.format(user.len()).as_bytes());
-        both.push(b':');
-        both.extend_from_slice(user);
-        both.extend_from_slice(item);
-        cmd.arg(number.0).arg(user).arg(both.as_slice());
+    first.push(&mut text);
+    text.push(b':');
+    text.extend_from_slice(digits.format(chunks).as_bytes());
+    cmd.arg(count).arg(text.as_slice());
+    // Each argument as the script stores it: Lua makes no text for nothing.
+    for (user, _) in requests.clone() {
+        text.clear();
+        push_user_field(user, &mut text);
+        cmd.arg(text.as_slice());
+    }
+    for nth in 0..chunks {
+        text.clear();
+        first.plus(nth).push_field(&mut text);
+        cmd.arg(text.as_slice());
+    }
+    let mut rest = requests;
+    for _ in 0..chunks {
+        text.clear();
+        for (user, item) in rest.by_ref().take(SLOTS) {
+            push_entry(user, item, &mut text);
+        }
+        cmd.arg(text.as_slice());
     }
     cmd.write_packed_command(out);
 }
 
-/// A call without checkouts: the stock takes back what has expired, [`super::EXPIRED_A_CALL`] holds at most.
+/// A call without checkouts: the stock takes back what has expired, the holds of [`super::EXPIRED_CHUNKS`] chunks or few more.
 pub fn expire_due(sale: SaleId, epoch: u64, latest_ms: u64) -> Cmd {
     let mut call = eval(TEXT, &[&state_key(sale), &queue_key(sale)]);
-    call.arg(epoch).arg(latest_ms);
+    call.arg(epoch).arg(latest_ms).arg(0);
     call
 }
 

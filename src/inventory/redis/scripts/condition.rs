@@ -2,7 +2,7 @@
 //!
 //! Owns the rule for what a script can go on from. Leaves to the keeper what follows.
 
-use super::layout::{MAX_EPOCH, OPEN, field, queue_key, state_key};
+use super::layout::{MAX_EPOCH, SELLING, field, queue_key, state_key};
 use crate::domain::SaleId;
 use redis::{Cmd, cmd};
 use std::fmt;
@@ -82,12 +82,12 @@ pub fn read(fields: &[Option<Vec<u8>>], length: u64, epoch: u64, ledger: Option<
     let numbers: Option<Vec<u64>> = numbers.iter().map(|text| text.and_then(|text| text.parse().ok())).collect();
     match (*status, numbers.as_deref()) {
         _ if theirs != epoch => Condition::Epoch(theirs),
-        (Some(OPEN), Some([queue, items, free, held, purchased, ..]))
+        (Some(SELLING), Some([queue, items, free, held, purchased, ..]))
             if *queue == length && is_balanced(*items, *free, *held, *purchased) =>
         {
             Condition::Good
         }
-        (Some(OPEN), _) => Condition::Damaged,
+        (Some(SELLING), _) => Condition::Damaged,
         _ => Condition::Closed,
     }
 }
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn conditions() {
-        let good = ["3", "open", "a", "1", "5", "3", "1", "1", "2", "9", "1", "1", "1", "2"];
+        let good = ["3", "selling", "a", "1", "5", "3", "1", "1", "2", "9", "1", "1", "1", "2"];
         let check = |changes: &[(&str, Option<&str>)], want: Condition| {
             let mut fields: Vec<Option<Vec<u8>>> = good.iter().map(|text| Some(text.as_bytes().to_vec())).collect();
             for (name, value) in changes {
@@ -122,6 +122,8 @@ mod tests {
         check(&[("epoch", Some("4")), ("ledger", Some("b"))], Condition::Foreign);
         check(&[("status", Some("closed"))], Condition::Closed);
         check(&[("status", None)], Condition::Closed);
+        // As an earlier version wrote it, in another layout.
+        check(&[("status", Some("open"))], Condition::Closed);
         for field in &FIELDS[3..] {
             check(&[(field, None)], Condition::Damaged);
             check(&[(field, Some("-1"))], Condition::Damaged);

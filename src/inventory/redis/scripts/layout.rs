@@ -1,9 +1,10 @@
-//! What a sale's state in Redis is made of: keys, fields, records, and the queue's entries.
+//! What a sale's state in Redis is made of: keys, fields, and users' shares.
 //!
 //! Owns both directions of each form, as `lua/checkout.lua` describes it in its head. Invariant: what is written here reads
-//! back the same. Leaves to others: which commands read and write it, and when.
+//! back the same. Leaves holds and the queue's entries to [`super::chunk`], and to others which commands read and write it,
+//! and when.
 
-use crate::domain::{HoldFacts, HoldState, Id, SaleId, Terms};
+use crate::domain::{HoldFacts, HoldNumber, Id, SaleId, Terms};
 use redis::{Cmd, cmd};
 
 /// How long a sale's keys outlive its end at most, in seconds: they expire also where no instance is left to clear them away.
@@ -13,25 +14,26 @@ pub const KEEP_SECONDS: u64 = 604_800;
 pub const STATE_KEYS: &str = "{sale:*}:state";
 /// The key that names the ledger which the database belongs to. Named so that an ACL for sales' keys covers it.
 pub const OWNER_KEY: &str = "{sale:owner}:ledger";
-/// The pattern of the fields that holds are in, for HSCAN.
-pub const HOLD_FIELDS: &str = "h:*";
+/// The pattern of the fields that holds are in, for HSCAN: chunks (`c<chunk>`), and the records of earlier versions (`h:<number>`).
+pub const HOLD_FIELDS: &str = "[ch][0-9:]*";
 
-/// The `status` of a state that sells.
-pub const OPEN: &str = "open";
+/// The `status` of a state that sells. The scripts of earlier versions, which cannot read this layout, sell in a state that is
+/// `open`, and refuse this one.
+pub const SELLING: &str = "selling";
 /// The `status` of a state that was closed for a rebuild.
 pub const CLOSED: &str = "closed";
 
 /// The highest epoch that a ledger gives out. A higher one in a state was written by no instance.
 pub const MAX_EPOCH: u64 = 2_147_483_647;
 
-/// The digits of the expiry that a user's share begins with.
-pub const SHARE_EXPIRY_DIGITS: usize = 13;
+/// The digits of a time in a share, a chunk, a mark or an entry of the queue: unix milliseconds until the year 2286.
+pub const TIME_DIGITS: usize = 13;
 
 /// The names of a state's fields that belong to the sale as a whole. Times are unix milliseconds.
 pub mod field {
     /// The epoch that the state was built or closed for.
     pub const EPOCH: &str = "epoch";
-    /// [`OPEN`](super::OPEN) or [`CLOSED`](super::CLOSED).
+    /// [`SELLING`](super::SELLING) or [`CLOSED`](super::CLOSED).
     pub const STATUS: &str = "status";
     /// The identity of the ledger that the sale belongs to.
     pub const LEDGER: &str = "ledger";
@@ -97,72 +99,39 @@ pub fn keep_until(terms: &Terms) -> u64 {
     terms.ends_ms / 1000 + KEEP_SECONDS
 }
 
-/// The field that holds `number`'s record.
-pub fn hold_field(number: u64) -> String {
-    format!("h:{number}")
-}
-
-/// The field that holds `user`'s share.
-pub fn user_field(user: &Id) -> Vec<u8> {
-    [b"u:", user.as_bytes()].concat()
-}
-
-/// Adds a hold's field and record to an HSET.
-pub fn add_hold(set: &mut Cmd, number: u64, facts: &HoldFacts, state: HoldState) {
-    set.arg(hold_field(number)).arg(write_record(facts, state));
+/// Appends the field that holds `user`'s share.
+pub fn push_user_field(user: &Id, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"u:");
+    out.extend_from_slice(user.as_bytes());
 }
 
 /// Adds a user's field and share to an HSET: `items` held and purchased, the last hold of which expires at `last_expiry_ms`
 /// (0 if all are purchased).
 pub fn add_share(set: &mut Cmd, user: &Id, items: u64, last_expiry_ms: u64) {
-    set.arg(user_field(user)).arg(write_share(items, last_expiry_ms));
-}
-
-/// Reads a field that [`HOLD_FIELDS`] finds; `None` if the field or its record is not one of a hold.
-pub fn read_hold(field: &[u8], record: &[u8]) -> Option<(u64, HoldFacts)> {
-    let number = std::str::from_utf8(field).ok()?.strip_prefix("h:")?.parse().ok()?;
-    Some((number, read_record(record)?))
-}
-
-/// An entry of the queue: `<number>:<expires>:<user>`.
-pub fn queue_entry(number: u64, facts: &HoldFacts) -> Vec<u8> {
-    [format!("{number}:{}:", facts.expires_ms).as_bytes(), facts.user.as_bytes()].concat()
-}
-
-/// The hold's number in an entry of the queue.
-pub fn entry_number(entry: &[u8]) -> Option<u64> {
-    entry_part(entry, 0)
-}
-
-/// When the hold of an entry of the queue expires, unix milliseconds.
-pub fn entry_expires_ms(entry: &[u8]) -> Option<u64> {
-    entry_part(entry, 1)
-}
-
-fn entry_part(entry: &[u8], at: usize) -> Option<u64> {
-    std::str::from_utf8(entry.split(|byte| *byte == b':').nth(at)?).ok()?.parse().ok()
+    let mut field = Vec::new();
+    push_user_field(user, &mut field);
+    set.arg(field).arg(write_share(items, last_expiry_ms));
 }
 
 /// A user's share: `<expiry of the last hold, 13 digits><held and purchased items>`.
 fn write_share(items: u64, last_expiry_ms: u64) -> String {
-    format!("{last_expiry_ms:0width$}{items}", width = SHARE_EXPIRY_DIGITS)
+    write_time(last_expiry_ms) + &items.to_string()
 }
 
-/// A hold's record: `<H|P|X><taken>:<expires>:<purchased>:<bytes of user>:<user><item>`.
-fn write_record(facts: &HoldFacts, state: HoldState) -> Vec<u8> {
-    let mark = match state {
-        HoldState::Held => 'H',
-        HoldState::Expired => 'X',
-        HoldState::Purchased => 'P',
-    };
-    let (user, item) = (facts.user.as_bytes(), facts.item.as_bytes());
-    let purchased_ms = facts.purchased_ms.unwrap_or(0);
-    let head = format!("{mark}{}:{}:{purchased_ms}:{}:", facts.taken_ms, facts.expires_ms, user.len());
-    [head.as_bytes(), user, item].concat()
+/// A time in [`TIME_DIGITS`] digits; the greatest one in the place of a later one.
+pub fn write_time(ms: u64) -> String {
+    const GREATEST: u64 = 10u64.pow(TIME_DIGITS as u32) - 1;
+    format!("{:0width$}", ms.min(GREATEST), width = TIME_DIGITS)
 }
 
-/// Reads a hold's record; `None` if it is not one.
-pub fn read_record(record: &[u8]) -> Option<HoldFacts> {
+/// Reads a field and its record as earlier versions wrote them, one for each hold; `None` if they are not of a hold.
+pub fn read_hold(field: &[u8], record: &[u8]) -> Option<(HoldNumber, HoldFacts)> {
+    let number = std::str::from_utf8(field).ok()?.strip_prefix("h:")?.parse().ok()?;
+    Some((HoldNumber(number), read_record(record)?))
+}
+
+/// Reads `<H|P|X><taken>:<expires>:<purchased>:<bytes of user>:<user><item>`.
+fn read_record(record: &[u8]) -> Option<HoldFacts> {
     let (mark, rest) = record.split_first()?;
     let mut parts = rest.splitn(5, |byte| *byte == b':');
     let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
@@ -197,6 +166,8 @@ pub struct Head<'a> {
     pub taken: u64,
     /// Holds that are in the ledger and not in this state.
     pub apart: u64,
+    /// The queue's length.
+    pub queue: u64,
 }
 
 impl Head<'_> {
@@ -204,7 +175,7 @@ impl Head<'_> {
     pub fn write(&self, state: &str) -> Cmd {
         let Head { terms, epoch, ledger, .. } = *self;
         let mut set = cmd("HSET");
-        set.arg(state).arg(field::EPOCH).arg(epoch).arg(field::STATUS).arg(OPEN);
+        set.arg(state).arg(field::EPOCH).arg(epoch).arg(field::STATUS).arg(SELLING);
         if let Some(ledger) = ledger {
             set.arg(field::LEDGER).arg(ledger);
         }
@@ -220,7 +191,7 @@ impl Head<'_> {
             (field::PURCHASED, self.purchased),
             (field::TAKEN, self.taken),
             (field::APART, self.apart),
-            (field::QUEUE, self.held),
+            (field::QUEUE, self.queue),
         ] {
             set.arg(field).arg(value);
         }
@@ -257,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_read_as_written() {
+    fn records_of_earlier_versions() {
         let facts = HoldFacts {
             user: "a:b".parse().unwrap(),
             item: "c:é:".parse().unwrap(),
@@ -265,19 +236,22 @@ mod tests {
             expires_ms: 6,
             purchased_ms: Some(7),
         };
-        assert_eq!(write_record(&facts, HoldState::Purchased), "P5:6:7:3:a:bc:é:".as_bytes());
-        assert_eq!(read_record(&write_record(&facts, HoldState::Purchased)), Some(facts));
+        assert_eq!(read_hold(b"h:9", "P5:6:7:3:a:bc:é:".as_bytes()), Some((HoldNumber(9), facts)));
         let held = HoldFacts { purchased_ms: None, ..facts };
-        assert_eq!(read_record(&write_record(&held, HoldState::Expired)), Some(held));
-        assert_eq!(read_hold(b"h:9", &write_record(&held, HoldState::Held)), Some((9, held)));
-        assert_eq!(read_hold(b"u:9", &write_record(&held, HoldState::Held)), None);
-        assert_eq!(queue_entry(9, &facts), b"9:6:a:b");
-        assert_eq!(entry_number(&queue_entry(9, &facts)), Some(9));
-        assert_eq!(entry_expires_ms(&queue_entry(9, &facts)), Some(6));
-        assert_eq!(entry_expires_ms(b"9"), None);
+        for mark in ["H", "X"] {
+            assert_eq!(read_hold(b"h:9", format!("{mark}5:6:0:3:a:bc:é:").as_bytes()), Some((HoldNumber(9), held)));
+        }
+        assert_eq!(read_hold(b"u:9", "P5:6:7:3:a:bc:é:".as_bytes()), None);
         for bad in ["", "P", "Z5:6:7:1:ab", "H5:6:7:9:ab", "H5:6:x:1:ab", "H5:6:0:1:a"] {
             assert_eq!(read_record(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn times_and_shares() {
+        assert_eq!(write_share(12, 1_700_000_000_000), "170000000000012");
+        assert_eq!(write_share(1, 0), "00000000000001");
+        assert_eq!(write_time(u64::MAX).len(), TIME_DIGITS);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The Lua wire: what this process and the scripts in `lua/` have to agree on.
 //!
 //! Owns the scripts' texts, the arguments of their calls and the forms of their replies, a file a script; what a sale's state
-//! in Redis is made of ([`layout`]), and what a look at one finds ([`condition`]). Invariants: no other module names a key, a
+//! in Redis is made of ([`layout`], [`chunk`]), and what a look at one finds ([`condition`]). Invariants: no other module names a key, a
 //! field, an argument or a mark of the wire; a reply that no script gives reads as `None` and is never guessed at; a number
 //! that stands in Lua and in Rust is tied by a test (`tied_tests.rs`). All of it is pure. Leaves to others: connections,
 //! waiting, and what follows from a reply.
 
 pub mod checkout;
+pub mod chunk;
 pub mod close;
 pub mod condition;
 pub mod counts;
@@ -25,14 +26,36 @@ use redis::{Cmd, cmd};
 /// Requests that one call decides. Natural batches are ten times smaller; it bounds the time that Redis is busy, and
 /// keeps the script's longest argument list below what Lua can unpack (see `lua/checkout.lua`).
 pub const MAX_BATCH: usize = 512;
-/// Expired holds that one checkout call takes back; where there may be more, it answers *again*.
-pub const EXPIRED_A_CALL: usize = 256;
+/// Chunks of expired holds that one checkout call takes back, or few more: it takes back the holds of whole entries of the queue. Where
+/// there may be more, it answers *again*.
+pub const EXPIRED_CHUNKS: usize = 64;
 /// The longest list that Lua unpacks into a call is 8,000 values long (`LUAI_MAXCSTACK`), of which some are in use.
 pub const MAX_UNPACKED: usize = 7_900;
 
-// checkout.lua: two values a hold and two a user, two for the hold and two for the user of each entry that has expired, and
-// the fields of the sale as a whole.
-const _: () = assert!(MAX_BATCH * 4 + EXPIRED_A_CALL * 4 + 2 * layout::field::ALL.len() < MAX_UNPACKED);
+// checkout.lua: two values for each user who takes something and for each chunk that is written, two for each user whose hold has
+// expired, in the chunks that are looked at and in those that an entry has besides, and the fields of the sale as a whole.
+const _: () = assert!(
+    2 * MAX_BATCH
+        + 2 * chunk::MAX_CHUNKS as usize
+        + 2 * chunk::SLOTS * (EXPIRED_CHUNKS + chunk::MAX_CHUNKS as usize - 1)
+        + 2 * layout::field::ALL.len()
+        < MAX_UNPACKED
+);
+// purchase.lua: two fields a hold.
+const _: () = assert!(2 * MAX_BATCH + layout::field::ALL.len() < MAX_UNPACKED);
+const _: () = assert!(MAX_BATCH.is_multiple_of(chunk::SLOTS));
+
+/// The text of a script that decides: what stands in front of it, and its own.
+macro_rules! with_prelude {
+    ($name:literal) => {
+        concat!(
+            include_str!("../../../../lua/time.lua"),
+            include_str!("../../../../lua/chunk.lua"),
+            include_str!(concat!("../../../../lua/", $name))
+        )
+    };
+}
+use with_prelude;
 
 /// What a call of a script that decides begins with.
 #[derive(Clone, Copy, Debug)]

@@ -1,12 +1,13 @@
 //! `lua/offer.lua`: offers a sale the records of an older epoch.
 
-use super::layout::{queue_key, state_key};
+use super::chunk::push_slot;
+use super::layout::{queue_key, state_key, write_time};
 use super::{Refusal, eval, read_refusal};
 use crate::domain::{RecordKind, RecordRef, SaleId};
 use redis::Cmd;
 
 /// The script.
-pub const TEXT: &str = concat!(include_str!("../../../../lua/time.lua"), include_str!("../../../../lua/offer.lua"));
+pub const TEXT: &str = super::with_prelude!("offer.lua");
 
 /// Arguments that a record is packed into.
 pub const RECORD_ARGS: usize = 7;
@@ -15,13 +16,18 @@ pub const RECORD_ARGS: usize = 7;
 pub fn call<'a>(sale: SaleId, epoch: u64, latest_ms: u64, records: impl Iterator<Item = RecordRef<'a>>) -> Cmd {
     let mut call = eval(TEXT, &[&state_key(sale), &queue_key(sale)]);
     call.arg(epoch).arg(latest_ms);
+    let mut slot = Vec::new();
     for record in records {
+        slot.clear();
+        push_slot(record.number, &mut slot);
         let (kind, taken_ms, purchased_ms) = match record.kind {
             RecordKind::Hold => ("H", record.at_ms, 0),
             RecordKind::Purchase => ("P", 0, record.at_ms),
         };
-        call.arg(kind).arg(record.number.0).arg(record.user).arg(record.item);
-        call.arg(taken_ms).arg(record.expires_ms).arg(purchased_ms);
+        call.arg(kind).arg(slot.as_slice()).arg(record.user).arg(record.item);
+        for ms in [taken_ms, record.expires_ms, purchased_ms] {
+            call.arg(write_time(ms));
+        }
     }
     call
 }

@@ -1,11 +1,12 @@
 //! `lua/purchase.lua`: redeems a batch of holds, in their order.
 
+use super::chunk::{push_slot, read_entry, read_time};
 use super::{Header, Refusal, begin, decimal, read_refusal};
 use crate::domain::{HoldNumber, Id};
 use redis::Cmd;
 
 /// The script.
-pub const TEXT: &str = concat!(include_str!("../../../../lua/time.lua"), include_str!("../../../../lua/purchase.lua"));
+pub const TEXT: &str = super::with_prelude!("purchase.lua");
 
 /// What became of one purchase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +51,9 @@ pub struct Decided<'b> {
 impl<'b> Decided<'b> {
     /// What became of each purchase, in their order. `None` for what the script does not give.
     pub fn marks(&self) -> impl ExactSizeIterator<Item = Option<Mark>> + 'b {
-        let mut facts = self.facts;
+        let (mut facts, now_ms) = (self.facts, self.now_ms);
         self.marks.iter().map(move |mark| match mark {
-            b'P' => fact(&mut facts).map(Mark::Purchased),
+            b'P' => fact(&mut facts, now_ms).map(Mark::Purchased),
             b'A' => earlier(&mut facts),
             b'I' => Some(Mark::Expired),
             b'G' => Some(Mark::Gone),
@@ -62,25 +63,23 @@ impl<'b> Decided<'b> {
 }
 
 fn earlier(rest: &mut &[u8]) -> Option<Mark> {
-    let (taken_ms, expires_ms) = (decimal(rest, b' ')?, decimal(rest, b' ')?);
-    Some(Mark::AlreadyPurchased { fact: fact(rest)?, taken_ms, expires_ms })
+    let (taken_ms, expires_ms, purchased_ms) = (read_time(rest)?, read_time(rest)?, read_time(rest)?);
+    Some(Mark::AlreadyPurchased { fact: fact(rest, purchased_ms)?, taken_ms, expires_ms })
 }
 
-fn fact(rest: &mut &[u8]) -> Option<Fact> {
-    let purchased_ms = decimal(rest, b' ')?;
-    let user_len = usize::try_from(decimal(rest, b' ')?).ok()?;
-    let item_len = usize::try_from(decimal(rest, b' ')?).ok()?;
-    let (user, tail) = rest.split_at_checked(user_len)?;
-    let (item, tail) = tail.split_at_checked(item_len)?;
-    *rest = tail;
-    Some(Fact { purchased_ms, user: Id::from_bytes(user).ok()?, item: Id::from_bytes(item).ok()? })
+fn fact(rest: &mut &[u8], purchased_ms: u64) -> Option<Fact> {
+    let (user, item) = read_entry(rest)??;
+    Some(Fact { purchased_ms, user, item })
 }
 
 /// Packs a call and appends it to `out`. `cmd` is reused memory.
 pub fn call(cmd: &mut Cmd, header: &Header<'_>, holds: impl Iterator<Item = HoldNumber>, out: &mut Vec<u8>) {
     begin(cmd, header);
+    let mut slot = Vec::with_capacity(32);
     for number in holds {
-        cmd.arg(number.0);
+        slot.clear();
+        push_slot(number, &mut slot);
+        cmd.arg(slot.as_slice());
     }
     cmd.write_packed_command(out);
 }
@@ -100,7 +99,8 @@ mod tests {
 
     #[test]
     fn a_reply() {
-        let decided = read(b"K 10\nPIGA\n7 1 2 uii3 9 5 2 1 vvj", 4).unwrap().unwrap();
+        let reply = b"K 10\nPIGA\n!\"uii000000000000300000000000090000000000005\"!vvj";
+        let decided = read(reply, 4).unwrap().unwrap();
         let fact = |at, user: &str, item: &str| Fact {
             purchased_ms: at,
             user: user.parse().unwrap(),
@@ -108,13 +108,17 @@ mod tests {
         };
         let marks: Vec<_> = decided.marks().map(Option::unwrap).collect();
         let want = [
-            Mark::Purchased(fact(7, "u", "ii")),
+            Mark::Purchased(fact(10, "u", "ii")),
             Mark::Expired,
             Mark::Gone,
             Mark::AlreadyPurchased { fact: fact(5, "vv", "j"), taken_ms: 3, expires_ms: 9 },
         ];
         assert_eq!(marks, want);
         // A fact that is cut short leaves its mark unread.
-        assert_eq!(read(b"K 1\nP\n7 1 2 u", 1).unwrap().unwrap().marks().next(), Some(None));
+        for cut in
+            [&b"K 1\nP\n!\"u"[..], b"K 1\nP\n", b"K 1\nP\n  ", b"K 1\nA\n0000000000003000000000000900000000000!!ui"]
+        {
+            assert_eq!(read(cut, 1).unwrap().unwrap().marks().next(), Some(None));
+        }
     }
 }

@@ -35,10 +35,31 @@ fn quoted(text: &str) -> BTreeSet<&str> {
 
 #[test]
 fn bounds_of_a_call() {
-    let text = checkout::TEXT;
-    assert_eq!(numbers_after(text, "local BOUND = "), [EXPIRED_A_CALL]);
-    let said = format!("With {MAX_BATCH} checkouts the longest unpack is {MAX_BATCH} * 4 + {EXPIRED_A_CALL} * 4 + 12");
-    assert!(text.contains(&said), "the comment of checkout.lua does not say: {said}");
+    let (text, slots, chunks) = (checkout::TEXT, chunk::SLOTS, chunk::MAX_CHUNKS);
+    assert_eq!(numbers_after(text, "local BOUND = "), [EXPIRED_CHUNKS]);
+    let said = format!(
+        "With {MAX_BATCH} checkouts, and\n-- {chunks} chunks in the last entry, the longest unpack is 2 * {MAX_BATCH} + 2 * {chunks} + \
+         2 * {slots} * ({EXPIRED_CHUNKS} + {}) + 12",
+        chunks - 1
+    );
+    assert!(text.contains(&said), "the comment of chunk.lua does not say: {said}");
+}
+
+#[test]
+fn the_parts_of_a_chunk() {
+    let time = layout::TIME_DIGITS;
+    // The expiry is the second time of the head; the first entry follows it.
+    for text in [purchase::TEXT, offer::TEXT] {
+        assert_eq!(numbers_after(text, "sub(chunk, 14, "), [2 * time]);
+    }
+    assert_eq!(time + 1, 14);
+    let first = 2 * time + 1;
+    assert_eq!(offer::TEXT.matches(&format!("local at = {first}\n")).count(), 2);
+    assert_eq!(numbers_after(offer::TEXT, "local nth, at = 0, "), [first]);
+    assert!(numbers_after(offer::TEXT, "marks % ").iter().all(|length| *length == 2 + time));
+    assert_eq!(numbers_after(checkout::TEXT, "ceil(count / "), [chunk::SLOTS]);
+    assert_eq!(numbers_after(checkout::TEXT, "ceil(i / "), [chunk::SLOTS]);
+    assert_eq!(numbers_after(checkout::TEXT, "8 * i - "), [chunk::SLOTS - 1]);
 }
 
 #[test]
@@ -59,38 +80,44 @@ fn the_highest_epoch() {
 
 #[test]
 fn the_parts_of_a_share() {
-    let digits = layout::SHARE_EXPIRY_DIGITS;
+    let digits = layout::TIME_DIGITS;
     for (name, text) in [("checkout", checkout::TEXT), ("offer", offer::TEXT)] {
-        let expect = |before: &str, want: usize| {
-            let found = numbers_after(text, before);
-            assert!(!found.is_empty() && found.iter().all(|number| *number == want), "{name}: {before}{found:?}");
-        };
-        expect("#share > ", digits);
-        expect("sub(share, 1, ", digits);
-        // The rest of the share: not the cut above.
-        assert!(numbers_after(text, "sub(share, ").contains(&(digits + 1)), "{name}");
+        for (before, want) in [("sub(share, 1, ", digits), ("sub(share, 14", 0)] {
+            let found = text.split(before).count() - 1;
+            assert!(
+                found > 0 && (want == 0 || numbers_after(text, before).iter().all(|n| *n == want)),
+                "{name}: {before}"
+            );
+        }
     }
+    assert_eq!(digits + 1, 14, "the rest of a share");
+    assert_eq!(
+        numbers_after(checkout::TEXT, "sub(first, 1, "),
+        [digits],
+        "an entry of the queue begins with its expiry"
+    );
     let nothing = format!("'{}'", "0".repeat(digits + 1));
     assert!(offer::TEXT.contains(&nothing), "the share of a user without one");
 }
 
 #[test]
 fn arguments() {
-    // The epoch and the latest time, then three for each checkout and one for each purchase.
-    assert!(checkout::TEXT.contains("local count = (#ARGV - 2) / 3"));
-    assert!(purchase::TEXT.contains("local count = #ARGV - 2"));
+    // The epoch, the latest time, how many checkouts and their chunks; the epoch and the latest time, and then a purchase each.
+    assert!(checkout::TEXT.contains("unpack(argv, 5, 4 + count + chunks)"));
+    assert!(purchase::TEXT.contains("local count = #argv - 2"));
     assert_eq!(numbers_after(offer::TEXT, "for at = 3, #ARGV, "), [offer::RECORD_ARGS]);
-    for text in [checkout::TEXT, purchase::TEXT] {
+    for (text, list) in [(checkout::TEXT, "call('HMGET', state, 'epoch', "), (purchase::TEXT, "local fields = {")] {
         let [meta] = numbers_after(text, "local META = ")[..] else { panic!("no META") };
-        let fields = text.split("local fields = {").nth(1).unwrap().split('}').next().unwrap();
-        assert_eq!(quoted(fields).len(), meta);
+        let fields = text.split(list).nth(1).unwrap().split(['}', '\n']).next().unwrap();
+        let first = usize::from(list.contains("'epoch'"));
+        assert_eq!(first + quoted(fields).len(), meta);
     }
 }
 
 #[test]
 fn names_of_fields() {
     let known: BTreeSet<&str> = field::ALL.into_iter().collect();
-    let others = [layout::OPEN, layout::CLOSED, "hash"];
+    let others = [layout::SELLING, layout::CLOSED, "hash"];
     let mut used = BTreeSet::new();
     for (name, text) in ALL {
         let text = code(text);
@@ -120,10 +147,12 @@ fn marks() {
         letters().filter(|(_, reply)| read(reply).is_some()).map(|(letter, _)| letter).collect();
     assert_eq!(given(checkout::TEXT), known);
 
-    let letters = || ('A'..='Z').map(|letter| (letter, format!("K 1\n{letter}\n1 2 3 1 1 ui")));
-    let read = |reply: &str| purchase::read(reply.as_bytes(), 1)?.ok()?.marks().next()?;
-    let known: BTreeSet<char> =
-        letters().filter(|(_, reply)| read(reply).is_some()).map(|(letter, _)| letter).collect();
+    let time = "0".repeat(layout::TIME_DIGITS);
+    let read = |letter: char, facts: &str| {
+        purchase::read(format!("K 1\n{letter}\n{facts}").as_bytes(), 1)?.ok()?.marks().next()?
+    };
+    let is_read = |letter: char| read(letter, "!!ui").or(read(letter, &(time.repeat(3) + "!!ui"))).is_some();
+    let known: BTreeSet<char> = ('A'..='Z').filter(|letter| is_read(*letter)).collect();
     assert_eq!(given(purchase::TEXT), known);
 
     let read = |letter: char| offer::read(format!("K {letter}").as_bytes(), 1)?.ok();
