@@ -126,7 +126,7 @@ elseif taken > 0 then
     end
   end
 end
--- What those hold who took something expires at one moment.
+-- All that a user holds from this call expires at the same moment: users with as many items have the same text.
 local texts = {}
 for who, items in pairs(counts) do
   local share = fresh[who] and texts[items]

@@ -5,8 +5,8 @@
 -- ARGV   1 the newer epoch, 2 when the key expires (unix seconds), if there was none, 3 the ledger's identity, or ''
 -- Reply  'K' closed, 'E <epoch>' this epoch or a newer one is there; nothing was changed then
 -- Holds  a script that is called with an older epoch changes nothing from now on. A state that is missing is closed
---        too: a late opener of an older epoch must find the fence. What is no state at all (another type, an epoch that no
---        ledger gives out) or another ledger's is replaced. Runs where memory is short, or nothing could mend it
+--        too, so that a late opener of an older epoch is refused. A key of another type, a state with an epoch that no ledger gives
+--        out, and a state of another ledger are replaced. Runs although memory is short, since the rebuild that it begins frees memory
 
 local there
 if redis.call('TYPE', KEYS[1]).ok == 'hash' then

@@ -1,4 +1,4 @@
--- Reads how much a sale has, and ends the millisecond that was read.
+-- Reads how much a sale has decided, and makes all later decisions count for a later millisecond.
 --
 -- KEYS   1 the sale's state (hash)
 -- ARGV   1 the ledger that asks

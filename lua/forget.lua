@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- Throws away what a closed state holds, all facts of which the ledger has by now, and leaves the fence and the sale's
--- time, which the ledger does not have: a rebuild that is begun anew needs it. (A hold that
--- was put back has its first expiry there.)
+-- Removes the holds and the queue of a closed state. The ledger has all of these facts by now. The epoch and the status
+-- stay, so that calls of an older epoch are refused, and so does the sale's time: a repeated rebuild needs it, and the
+-- ledger's rows may show an earlier time (a hold that offer.lua put back has its first expiry there).
 --
 -- KEYS   1 the sale's state (hash), 2 its queue (list); one hash tag
 -- ARGV   1 the epoch that it was closed for, 2 when the key expires (unix seconds), 3 the ledger's identity,
 --        or ''
 -- Reply  'K' forgotten, 'N' no state, 'E <epoch>' it is not closed for this epoch; nothing was changed by the last two
--- Holds  the state that is built next finds the memory of this one free
+-- Holds  the memory of the removed holds is free for the state that is built next
 
 local there = redis.call('HMGET', KEYS[1], 'epoch', 'status', 'clock')
 if not there[1] then return 'N' end

@@ -4,8 +4,8 @@
 -- ARGV   1 the epoch, 2 the latest that the clock may show (unix ms), then for each record: 'H' or 'P', '<slot><chunk>' (see
 --        chunk.lua), user, item, taken (or 0), expires (or 0), purchased (or 0); times in unix ms, 13 digits
 -- Reply  'K <marks>'  a mark for each record: F it fits (it is in the state now, or was), M it does not
---        'N', 'E <epoch>', 'C <status>', 'T <now>', 'Q' as in checkout.lua; nothing was changed by any of these. Facts of a
---        sale that has ended are judged by the ledger: no instance rebuilds its state, which may lack some
+--        'N', 'E <epoch>', 'C <status>', 'T <now>', 'Q' as in checkout.lua; nothing was changed by any of these. For a sale
+--        that has ended the keeper decides by the ledger's rows: no instance rebuilds its state, which may lack some
 -- Holds  free + held + purchased = items; `taken` counts the holds whose checkout is known; no user gets above the
 --        limit; a hold that is put back gets the whole hold time again, so that the queue stays in the order of expiry
 

@@ -69,7 +69,7 @@ for i = 1, count do
       marks[i] = 'A'
       facts[#facts + 1] = (taken or sub(chunk, 1, 13)) .. expires .. purchased .. sub(chunk, at, last)
     elseif over or tonumber(expires) <= now then
-      -- The stock takes it back when the queue is looked at.
+      -- The item goes back to the stock when a checkout looks at the queue.
       marks[i] = 'I'
     else
       marks[i] = 'P'

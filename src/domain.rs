@@ -1,7 +1,7 @@
-//! The words of a flash sale: ids, sales, holds, requests, outcomes, records.
+//! The types of a flash sale: ids, sales, holds, requests, outcomes, records.
 //!
-//! Owns the types that every other module speaks in, a file each; here they only get their common name. Refuses to know HTTP,
-//! Redis, SQL, threads and clocks; it imports nothing of this crate.
+//! Owns the types that all other modules exchange, a file for each kind; this file gives them their common name. Invariant: it
+//! imports nothing of this crate. Leaves HTTP, Redis, SQL, threads and clocks to others.
 
 mod hold;
 mod id;

@@ -1,4 +1,4 @@
-//! The way of a record from the worker that decided it to the ledger's writer, and the way back of the answers that wait for it.
+//! The messages between the workers, which decide records, and the ledger's writer, which writes them.
 //!
 //! Owns the messages, the bounded channel, the mailboxes and the recycling of buffers. Invariants: handing over never blocks a
 //! worker and never grows: what finds the channel full is refused, for reconciliation to pick up; each answer that comes to a
@@ -46,18 +46,18 @@ pub struct Handoff {
 
 /// Undoes decisions that the ledger did not keep.
 pub trait Undo: Send + Sync {
-    /// Undoes what `refused` states, the newest first. `rest` adds to it what was handed over since: it is called once,
-    /// while nothing more can be decided, since what was decided meanwhile may build on what is undone.
+    /// Undoes the decisions that `refused` records, the newest first. The implementation stops deciding, calls `rest` once,
+    /// which appends the handoffs that came since, and undoes these too: they may rest on the refused ones.
     fn undo(&self, refused: &mut Vec<Box<Handoff>>, rest: &mut dyn FnMut(&mut Vec<Box<Handoff>>));
 }
 
-/// What the writer is sent.
+/// The messages to the writer.
 pub enum Message {
     /// Write these.
     Records(Box<Handoff>),
-    /// Say when all that was sent before is written, given back or passed on.
+    /// Send a message here once all that was sent before is written, given back or passed on.
     Flush(Sender<()>),
-    /// Write what is there, then end.
+    /// Write all that was sent before, then end.
     Finish,
 }
 
@@ -111,8 +111,8 @@ impl Mailbox {
     }
 }
 
-/// Messages that the channel to the writer holds. A message may be one record, so this alone would fill in a second
-/// of small batches, or hold gigabytes of large ones: records are what is bounded.
+/// Messages that the channel to the writer holds. A message has one record or hundreds, so this bounds the number of
+/// messages only; [`MAX_BACKLOG`] bounds the records, and with them the memory.
 pub const CHANNEL_MESSAGES: usize = 1 << 17;
 /// Records that wait for the writer at once: about 100 MB with ids of usual length, 90 MB more if all are the longest.
 pub const MAX_BACKLOG: u64 = 500_000;
@@ -143,7 +143,8 @@ pub struct Counters {
     pub writing: Mutex<Option<Instant>>,
 }
 
-/// A ledger that takes longer than this for a batch is as good as one that refuses: the answers run out of time.
+/// A ledger that takes longer than this for a batch counts as one that refuses: answers that wait for it are about to be too
+/// late.
 const STUCK: Duration = Duration::from_secs(2);
 
 /// The sending side, one for all workers.
@@ -157,7 +158,7 @@ pub struct Recorder {
 
 /// The writer's side.
 pub struct Inbox {
-    /// What is to be written.
+    /// The messages of the workers and of the keeper.
     pub receiver: Receiver<Message>,
     /// Where the writer puts emptied handoffs without waiting answers, to be used again.
     pub spare: Sender<Box<Handoff>>,

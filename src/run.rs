@@ -1,4 +1,8 @@
 //! Starting and stopping.
+//!
+//! Owns which parts the process has: it picks the backends, makes the channels between the parts, and starts them in an
+//! order in which each finds those that it needs. Invariant: no shopper is served before sales are open and both ports
+//! listen. Leaves the order of the end to `stop`, and all other work to the parts.
 
 mod reach;
 mod running;
@@ -40,9 +44,10 @@ use stop::{Cause, Stop};
 const TICK: Duration = Duration::from_millis(50);
 /// How long an answer may take that waits for the ledger. A disk may be slow for seconds.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(5);
-/// How long the workers' connections may take before the first request is accepted. Without them it is answered 503.
+/// How long the instance waits at its start for the workers' connections to Redis. A request without a connection is
+/// answered 503.
 const WARMUP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Suspicions that wait for the keeper. What finds no room is found again by the next request.
+/// Suspicions that wait for the keeper. One that finds no room is dropped: the fault shows again in the next request.
 const SUSPICIONS: usize = 16;
 
 /// Why the process did not start, in a line.
@@ -98,7 +103,7 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
     let shop = Shop::new(running.inventory.clone(), running.codes.clone(), catalog, running.patience);
     let shop = Arc::new(shop);
     start_mail(workers, &mailboxes, &running.recorder).map_err(|e| format!("starting: {e}"))?;
-    // Both, before anybody is served.
+    // Both ports listen before the first request is served.
     let admin_listener = admin_port.listen().map_err(no_admin_port)?;
     let listener = port.listen().map_err(no_port)?;
     // The next line may sell: from here on the end is an orderly one.
@@ -127,7 +132,8 @@ fn start_writer<A: Append + 'static>(
     mailboxes: &Arc<Vec<Mailbox>>,
     on_failure: OnFailure,
 ) -> Result<(JoinHandle<()>, Receiver<Box<record::Handoff>>), String> {
-    // What is in it came out of the bounded channel to the writer, which waits for the same servers as the keeper.
+    // Unbounded, so that the writer never waits for the keeper. It holds no more than came through the bounded channel to the
+    // writer while the keeper was busy.
     let (stale, from_writer) = crossbeam_channel::unbounded();
     let writer = Writer { inbox, ledger, mailboxes: mailboxes.clone(), on_failure, stale };
     let thread = vitals.thread("ledger-writer", "the ledger's writer", move || writer.run());
@@ -194,7 +200,7 @@ fn reach_both(
     let no_redis = |e: String| format!("REDIS_ADDR: {e}");
     let no_ledger = |e: String| format!("POSTGRES_DSN: {e}");
     let (asked, mut ledger) = (target.clone(), PostgresLedger::new(settings.clone()));
-    // Its own limit is later than ours, which has the clearer words.
+    // The connection's own limit is later than the one here, whose message is clearer.
     let redis = ask(&target.name, move || asked.reach(STARTUP_TIMEOUT * 2)).map_err(no_redis)?;
     let name = where_ledger.to_owned();
     let keyed = ask(where_ledger, move || match ledger.code_key() {

@@ -65,7 +65,7 @@ pub enum Answer {
 }
 
 impl Shop {
-    /// A shop whose requests `inventory` decides, each within `patience`.
+    /// A shop whose requests `inventory` decides, each within `patience`, which is the same for checkouts and purchases.
     pub fn new(inventory: Arc<dyn Inventory>, codes: Codes, catalog: Catalog, patience: Duration) -> Shop {
         Shop { inventory, codes, catalog, patience, draining: AtomicBool::new(false), closing: AtomicBool::new(false) }
     }

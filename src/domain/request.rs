@@ -39,7 +39,8 @@ pub enum Outcome {
     },
     /// The user holds or has purchased as many as the sale allows.
     UserLimit {
-        /// Milliseconds: the hold time, or the time to the sale's end if that is shorter.
+        /// Milliseconds: the hold time, or the time to the sale's end if that is shorter or if the user has purchased all of
+        /// the limit.
         retry_ms: u64,
     },
     /// The hold was redeemed now.
@@ -56,6 +57,6 @@ pub enum Outcome {
     InvalidCode,
     /// A genuine code, but its hold was lost with Redis and nothing can be sold for it.
     HoldLost,
-    /// No decision is possible now. The effect may have happened.
+    /// No decision is known. The request may have had its effect all the same: a reply of Redis may have been lost.
     Unavailable,
 }

@@ -1,9 +1,9 @@
 //! The embedded inventory: the memory inventory behind one lock, answered once the ledger has it.
 //!
 //! Owns the running sales of this one process, the gathering of a turn's requests, the sold-out cache of each worker, and
-//! the undoing of what the ledger did not take. Invariants: nothing is answered that is not on disk, nor what rests on anything that is not; the writer gets the records in the order in
-//! which they were decided; no decision stands that was made on the ground of an undone one; the lock is never held
-//! across a wait. Refuses to know SQL and HTTP.
+//! the undoing of decisions that the ledger did not take. Invariants: an answer is sent only when its record, and each record
+//! that it rests on, is on disk; the writer gets the records in the order in which they were decided; if a decision is undone,
+//! so is each later one; the lock is never held across a wait. Leaves SQL to the ledger, and HTTP to the service.
 
 mod unwritten;
 
@@ -86,7 +86,7 @@ pub struct Parts {
     pub sales: Sales,
     /// What may be sold, from the keeper.
     pub view: SharedView,
-    /// The numbers of this life's holds.
+    /// The numbers of the holds that this process gives out.
     pub numbers: HoldNumbers,
     /// The way to the ledger.
     pub recorder: Arc<Recorder>,
@@ -110,7 +110,7 @@ struct WorkerQueue {
 struct Waiting {
     view: Cache<SharedView, Arc<View>>,
     requests: Vec<Pending>,
-    /// What the last decisions say of the stock, as far as the ledger has what they rest on.
+    /// That no item is free, by the last decision whose records the ledger has.
     sold_out: Option<SoldOutCache>,
 }
 

@@ -1,10 +1,10 @@
 //! One sale in memory: the embedded inventory's state, and the oracle that the Lua scripts are tested against.
 //!
-//! Owns the obvious version of every decision, written as plainly as can be; how holds are kept in little memory is in `holds` and
-//! `names`, which behave as plain maps. Invariants: held and purchased items are
-//! never more than the stock (save when the ledger itself says that more were purchased), and a user's share is the
-//! user's held and purchased items. Pure: time is passed in, and the sale's never goes back. Refuses to know clocks, threads,
-//! locks, Redis and the ledger.
+//! Owns the obvious version of every decision, written as plainly as can be; how holds are kept in little memory is in
+//! `holds` and `names`, which behave as plain maps. Invariants: held and purchased items are never more than the stock (save
+//! when the ledger itself says that more were purchased), and a user's share is the user's held and purchased items. The
+//! caller passes the time in; the sale's time never goes back. Leaves clocks, threads, locks, Redis and the ledger to
+//! others.
 
 mod holds;
 mod names;
@@ -99,7 +99,7 @@ pub struct MemorySale {
 
 impl MemorySale {
     /// The state that the ledger's `rows` tell of: opening is rebuilding. Purchased beats expired beats held. Time
-    /// does not go back behind what the rows record, or a hold would live again whose item has been sold since.
+    /// does not go back behind what the rows record: an expired hold would be valid again, although its item may be sold.
     ///
     /// All purchases are kept. If they and the holds that run at `now_ms` are more than the stock (which only a loss
     /// can bring about), the oldest holds that fit are kept, and the others are forgotten: see
@@ -130,7 +130,7 @@ impl MemorySale {
                 found.insert(number, Hold { user, item, taken_ms, expires_ms, state });
             }
         }
-        // What is sold takes its items first; then the holds, the oldest first, as far as the stock and the users' limits go.
+        // Purchases take their items first; then the holds, the oldest first, as far as the stock and the users' limits allow.
         let mut held: Vec<(u64, HoldNumber)> = Vec::new();
         for (number, hold) in found.iter() {
             match hold.state {
@@ -170,7 +170,7 @@ impl MemorySale {
         self.holds.iter()
     }
 
-    /// The users who have any items, in no order, each with how many he holds and has purchased.
+    /// The users who have any items, in no order, each with the number of held and purchased items.
     pub fn users(&self) -> impl Iterator<Item = (Id, u64)> {
         let items = |number: u32| self.shares.get(number as usize).map_or(0, Share::items);
         self.holds.users().map(move |(number, user)| (user, items(number))).filter(|(_, items)| *items > 0)

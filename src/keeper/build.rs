@@ -1,8 +1,8 @@
-//! Building a sale's state in Redis beside what is there, and putting it in place.
+//! Building a sale's state in Redis beside the one that is there, and putting it in place.
 //!
-//! Invariants: what is being built disappears by itself unless it is opened; what sells is never replaced under its own
-//! epoch (`lua/open.lua`). Many commands go out per round trip: no instance sells while a sale is rebuilt, and the link to
-//! Redis may be a slow one. Refuses to decide when anything is built.
+//! Owns the commands of both. Invariants: a state that is being built expires by itself unless it is opened; a state that
+//! sells is never replaced under its own epoch (`lua/open.lua`). Many commands go out in one round trip: no instance sells
+//! while a sale is rebuilt, and the connection to Redis may be slow. Leaves to the keeper when a state is built.
 
 use super::error::KeeperError;
 use super::merge::{HoldFacts, HoldState, RebuiltSale};
@@ -15,7 +15,7 @@ use crate::inventory::redis::scripts::open;
 use redis::{Cmd, Pipeline, cmd};
 use std::collections::HashMap;
 
-/// How long a state that was never opened lies about, in seconds; counted anew from each round trip.
+/// After how many seconds a state that is not opened expires, counted from the last round trip that added to it.
 pub(super) const BUILD_SECONDS: u64 = 300;
 /// Users or entries that are written in one round trip: about two megabytes, in commands of [`CHUNK`] each.
 const TRIP: usize = 20_000;
@@ -81,7 +81,8 @@ impl Store {
             self.send(trip.chunks(CHUNK).map(push), queue)?;
             alive()?;
         }
-        // Last, so that a state without them is none; and both keys get their whole time again.
+        // The terms are written last: a state that was not completed has none, and so cannot be opened. Both keys expire
+        // later again.
         let mut pipe = Pipeline::new();
         pipe.add_command(self.write_terms(built, rebuilt, queued.len() as u64));
         pipe.cmd("EXPIRE").arg(state).arg(BUILD_SECONDS).cmd("EXPIRE").arg(queue).arg(BUILD_SECONDS);

@@ -1,6 +1,8 @@
-//! One truth out of what the ledger and Redis each remember of a sale: pure.
+//! Merging the holds that the ledger and Redis each have of a sale.
 //!
-//! Owns the union per hold number, in which purchased beats expired beats held, and the fitting into the stock and the users' limits.
+//! Owns the merge by hold number, in which purchased takes precedence over expired, and expired over held, and the fitting
+//! of holds into the stock and the users' limits. Invariant: all purchases stay, and held and purchased items are no more
+//! than the stock unless the purchases alone are. Does no I/O. Leaves reading and writing to `rebuild`.
 
 pub use crate::domain::{HoldFacts, HoldState};
 use crate::domain::{HoldNumber, Id, Record, RecordKind, Terms};
@@ -92,7 +94,8 @@ impl HoldMerge {
         let clock_ms = self.latest(terms);
         let purchased = self.known.values().filter(|k| k.purchased_ms.is_some()).count() as u64;
         let mut rebuilt = RebuiltSale { purchased, clock_ms, ..RebuiltSale::default() };
-        // By a clock that is behind the last one's, a hold would live again whose item has been sold since.
+        // By a clock that is behind the clock of the Redis before, an expired hold would be valid again, although its item
+        // may have been sold since.
         let now_ms = now_ms.max(clock_ms);
         let room = terms.items.saturating_sub(rebuilt.purchased);
         // What each user has purchased, then also what the user holds: a hold that an earlier rebuild had no room for must not

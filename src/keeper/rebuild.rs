@@ -1,8 +1,8 @@
-//! Rebuilding one sale: its state is put together from what the ledger and Redis remember, and built beside the old one.
+//! Rebuilding one sale: reading its holds in the ledger and in Redis, and building a new state from both.
 //!
-//! Invariants: what is built is in the ledger before; the numbers of what is built add up, or the process ends (an instance that goes
-//! on would sell by them). All of it happens under the openers' lock. Leaves to [`super::merge`] which fact counts, and to
-//! [`super::recovery`] when a state is put in place.
+//! Owns the order of the steps. Invariants: the ledger has each fact before a state with it is built; the numbers of a built
+//! state add up, or the process ends (an instance that went on would sell by them). All of it happens under the openers'
+//! lock. Leaves to [`super::merge`] which fact counts, and to [`super::recovery`] when a state is put in place.
 
 use super::error::KeeperError;
 use super::merge::{HoldFacts, HoldMerge, RebuiltSale};

@@ -1,4 +1,4 @@
-//! Reconciliation: the rows that Redis has the facts of and the ledger lacks are written.
+//! Reconciliation: writing the rows that the ledger lacks of facts that Redis has.
 //!
 //! Owns the sale that is being reconciled, and how far it has come. Invariants: a row is written only of a fact that Redis
 //! holds, and only under the epoch in which it was read there; a sale's keys are removed only once the ledger has all that
@@ -66,7 +66,7 @@ impl Reconciliation {
         self.current.is_some() || !self.tasks.is_empty()
     }
 
-    /// Has `task` done after those before it.
+    /// Adds `task` behind the others.
     pub(super) fn add(&mut self, task: Task) {
         self.tasks.push_back(task);
     }
@@ -121,7 +121,7 @@ impl Reconciliation {
         }
     }
 
-    /// One step. `Ok(false)` if what was read is of no more use.
+    /// One step. `Ok(false)` if the epoch was raised since the reading began, so that it has to begin again.
     fn step(
         &mut self,
         servers: &mut Servers,

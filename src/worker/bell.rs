@@ -1,4 +1,7 @@
 //! Wake-ups from outside a worker: bells (eventfd) and ticks (timerfd).
+//!
+//! Owns both descriptors and the waits on them. Invariant: a ring or a tick that comes while the coroutine runs ends its next
+//! wait. Leaves to the user what the coroutine then does.
 
 use super::{Watched, Workers, fd};
 use may::io::WaitIoWaker;

@@ -1,4 +1,7 @@
-//! Descriptors of a wanted residue.
+//! Placing a descriptor on a worker.
+//!
+//! Owns the choice of a descriptor's number. Invariant: a placed descriptor's home worker (its number modulo the number of
+//! workers) is the wanted one. Leaves watching it to [`super::Watched`].
 
 use rustix::io::fcntl_dupfd_cloexec;
 use std::io;
@@ -14,7 +17,7 @@ pub fn place(fd: OwnedFd, worker: usize, workers: usize) -> io::Result<OwnedFd> 
         if missing == 0 {
             return Ok(placed);
         }
-        // The kernel gives the lowest free number from here on, which may be past the one wished for.
+        // The kernel gives the lowest number that is free from `least` on, which may be a later one.
         let least = i32::try_from(number + missing).map_err(io::Error::other)?;
         placed = fcntl_dupfd_cloexec(&placed, least)?;
     }

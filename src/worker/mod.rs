@@ -1,8 +1,8 @@
 //! A worker: one pinned thread of `may` and all that it owns.
 //!
-//! Owns the placing of coroutines and file descriptors on workers, the bells that reach a worker from outside, its
-//! ticks, and the waiters in which answers wait for their connection. Invariant: what is placed on a worker runs there
-//! for ever, since a ready descriptor runs on worker `fd % workers` and a wake-up runs on the waker's worker.
+//! Owns the placing of coroutines and file descriptors on workers, the bells that reach a worker from outside, its ticks,
+//! and the waiters in which answers wait for their connection. Invariant: a coroutine or a descriptor that is placed on a
+//! worker stays there, since a ready descriptor runs on worker `fd % workers` and a wake-up runs on the waker's worker.
 //! Leaves HTTP, Redis and sales to others.
 
 mod bell;
@@ -40,8 +40,8 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` pinned workers. Once a process, before any other use of `may`. What is spawned as vital on them is
-    /// watched by `vitals`.
+    /// Starts `count` pinned workers. Once a process, before any other use of `may`. `vitals` watches the
+    /// coroutines that are spawned as vital on them.
     ///
     /// # Errors
     /// There is no memory for their first coroutines.
@@ -86,7 +86,8 @@ impl Workers {
         })
     }
 
-    /// Runs `work` as [`Workers::spawn`] does. The process cannot do without it: a panic in it is told as the end of `part`.
+    /// Runs `work` as [`Workers::spawn`] does. The process cannot do without it: a panic in it is reported with the
+    /// name `part`.
     ///
     /// # Errors
     /// There is no memory for its stack.

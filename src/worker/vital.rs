@@ -1,8 +1,8 @@
 //! Threads and coroutines that the process cannot do without.
 //!
-//! Owns the word that one of them panicked: a driver, the writer or the keeper that is gone would be missed by its requests
-//! alone, one time limit after the other. Invariant: a panic is told once, with its message. Leaves it to the receiver
-//! to end the process.
+//! Owns the report that one of them panicked. Without it, only requests that run into their time limits would show that a
+//! driver, the writer or the keeper is gone. Invariant: a panic is reported once, with its message. Leaves ending the process
+//! to the receiver.
 
 use crossbeam_channel::{Receiver, Sender};
 use std::any::Any;
@@ -10,7 +10,7 @@ use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::thread::JoinHandle;
 
-/// What watches over them. Copies tell the same receiver.
+/// The sending side of these reports. Copies report to the same receiver.
 #[derive(Clone, Debug)]
 pub struct Vitals {
     tell: Sender<String>,

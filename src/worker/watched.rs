@@ -1,15 +1,18 @@
 //! A descriptor that the event loop watches.
+//!
+//! Owns taking a descriptor into the event loop and out of it. Invariant: the descriptor's number is free for others only
+//! after the event loop has let it go. Leaves reading and writing to the user.
 
 use may::io::{CoIo, WaitIo, WaitIoWaker};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// A descriptor whose readiness wakes one coroutine on the worker of its residue.
+/// A descriptor whose readiness wakes one coroutine on its home worker.
 ///
-/// `CoIo` alone closes its descriptor before it takes it out of the event loop. In between, another thread may be given
-/// the same number, and it is that one's new connection which would then be taken out, and never wake again. Here the
-/// descriptor is held once more, and let go last: fields are dropped in the order in which they stand.
+/// `CoIo` alone closes its descriptor before it takes it out of the event loop. In between, another thread may open a
+/// connection with the same number; `CoIo` would take that one out, and it would never wake again. So this struct keeps a
+/// second handle to the descriptor, which is dropped last: fields are dropped in the order in which they stand.
 #[derive(Debug)]
 pub struct Watched {
     io: CoIo<Arc<OwnedFd>>,

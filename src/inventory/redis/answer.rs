@@ -100,7 +100,7 @@ fn failed(shared: &Shared, sale: SaleId, epoch: u64, error: ErrorReply<'_>) -> R
         // The server is not a master any more: the next connection leads to the one that is, or finds that out.
         "READONLY" => return Err(Fault::Refused(why)),
         _ if scripts::is_own_failure(&why) => shared.suspect(Suspicion::Unreadable { sale, epoch, why }),
-        // Only a rebuild heals it.
+        // Only a rebuild mends that.
         "WRONGTYPE" => shared.suspect(Suspicion::State(sale, "has a key of another type")),
         _ => shared.suspect(Suspicion::Refused(why)),
     }
@@ -151,7 +151,7 @@ fn answer_checkouts(
                 Outcome::SoldOut { retry_ms: next_ms.saturating_sub(now_ms) }
             }
             Some(checkout::Mark::UserLimit) => limited(call.terms.hold_expires_ms(decided.now_ms), decided.now_ms),
-            // None of his items comes back in this sale.
+            // None of the user's items comes back in this sale.
             Some(checkout::Mark::BoughtLimit) => limited(call.terms.ends_ms, decided.now_ms),
             Some(checkout::Mark::Again) => {
                 state.checkouts.again(pending);
@@ -166,7 +166,7 @@ fn answer_checkouts(
         pending.deliver(outcome);
     }
     state.checkouts.recycle(call.requests);
-    // What is refused is left to reconciliation: Redis has it.
+    // Records that find the channel full are left to reconciliation, which reads them in Redis.
     if let Err(unused) = hand_over(&lane.shared, handoff) {
         lane.shared.recorder.recycle(unused);
     }
@@ -209,9 +209,10 @@ fn answer_purchases(
                 Outcome::Purchased { item: fact.item }
             }
             Some(purchase::Mark::AlreadyPurchased { fact, taken_ms, expires_ms }) => {
-                // The reply to its purchase may have been lost: then Redis alone has it, and a Redis that is emptied
-                // would take back what this answer says. What reconciliation has found in the ledger need not go there
-                // again, except that an answer which waits for the ledger has to travel with something.
+                // The reply to the purchase may have been lost, and its record with it: then Redis alone has the purchase, and
+                // could lose it after this answer. So the hold and the purchase are handed over again. A comparison may have
+                // found that the ledger has them (`confirmed_ms`); then only an answer that waits for the ledger needs them,
+                // since it travels with a record.
                 if *ack_by_ledger || fact.purchased_ms >= confirmed_ms {
                     let purchase = purchased(hold, &fact);
                     if expires_ms > 0 {
@@ -251,7 +252,8 @@ fn purchased(hold: HoldKey, fact: &Fact) -> Record {
     Record { kind: RecordKind::Purchase, number: hold.number, user, item, at_ms: purchased_ms, expires_ms: 0 }
 }
 
-/// Hands over what there is; gives an empty handoff back too, and one that has to be left to reconciliation: it is counted.
+/// Hands `handoff` over. `Err` gives it back if it has no records, or if its records find no room; those are counted as
+/// overflowed and left to reconciliation.
 fn hand_over(shared: &Shared, handoff: Box<Handoff>) -> Result<(), Box<Handoff>> {
     if handoff.records.is_empty() {
         // An answer that waits for the ledger travels with the record of what it says.

@@ -39,7 +39,7 @@ pub(super) struct Pending<R> {
     waiter: Arc<Waiter<Outcome>>,
     ticket: Ticket,
     pub(super) request: R,
-    /// How often it was sent again after an answer that decided nothing.
+    /// How often it was sent again because the script answered *again*, or *not on*.
     tries: u16,
     /// How often it was sent again because Redis did not have the script.
     reloads: u8,

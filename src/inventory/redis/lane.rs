@@ -1,6 +1,6 @@
 //! A lane: one worker's way to Redis.
 //!
-//! Owns the lock around the lane's state, and the waking of the driver that sends what has gathered. Invariant: a request that is
+//! Owns the lock around the lane's state, and the waking of the driver that sends the waiting requests. Invariant: a request that is
 //! submitted gets one answer. Leaves to others: the state (`state.rs`), the connection and what is sent on it (`protocol.rs`), and
 //! the reading of replies (`answer.rs`).
 
@@ -43,8 +43,8 @@ impl Lane {
             return decided;
         }
         state.push(waiter.clone(), ticket, request);
-        // The first of a turn wakes the driver, which runs after all connections that are ready in this turn. With
-        // all flights out, the next reply sends what has gathered.
+        // The first request of a turn wakes the driver, which runs after all connections that are ready in this turn. While
+        // enough calls are in flight, the driver sends the waiting requests when the next reply comes.
         if state.waiting() == 1 && state.flights.len() < MAX_FLIGHTS {
             self.driver.wake();
         }

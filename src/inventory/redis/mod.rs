@@ -1,8 +1,9 @@
 //! The inventory in Redis: one lane per worker, which turns the requests of a turn into one script call.
 //!
-//! Owns the batches, what a worker knows by itself (the sold-out cache, the clock), and the hand-over of records.
-//! Invariant: a request gets one answer; a lost connection answers `Unavailable` and repeats nothing, since the
-//! effect may have happened. Refuses to know HTTP, the ledger's kind and how sales are opened.
+//! Owns the batches, the facts by which a worker answers without asking Redis (the sold-out cache, the clock), and the
+//! hand-over of records. Invariants: a request gets one answer; after a lost connection its calls are answered
+//! `Unavailable` and not sent again, since Redis may have decided them. Leaves HTTP to the service, writing records to the
+//! ledger's writer, and opening sales to the keeper.
 //!
 //! A request comes by [`Inventory::submit`] into its worker's lane (`lane.rs`), waits in a queue of the lane's state (`state.rs`),
 //! goes out with others in a call (`protocol.rs`, `flight.rs`), and is answered by its reply (`answer.rs`).

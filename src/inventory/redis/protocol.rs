@@ -187,7 +187,7 @@ impl Protocol for ScriptProtocol {
             );
         }
         if lost_calls {
-            // What they decided, if they did, is with Redis alone.
+            // Redis may have decided these calls; then their records are in Redis alone.
             self.lane.shared.lost_calls.store(true, Ordering::Release);
         }
         self.lane.shared.suspect(Suspicion::Away);

@@ -1,4 +1,6 @@
-//! What all lanes of the inventory in Redis share.
+//! The state that all lanes of the inventory in Redis share.
+//!
+//! Owns the reports to the keeper. Invariant: a worker never waits here. Leaves each lane's own state to `state.rs`.
 
 use crate::code::HoldNumbers;
 use crate::inventory::{LostCalls, SharedView, Suspicion};
@@ -7,7 +9,7 @@ use crossbeam_channel::Sender;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What all lanes share.
+/// The state that all lanes share.
 pub struct Shared {
     /// What may be sold, from the keeper.
     pub view: SharedView,
@@ -19,7 +21,7 @@ pub struct Shared {
     pub ack_by_ledger: bool,
     /// How long Redis may take for a reply.
     pub timeout: Duration,
-    /// Where the keeper hears of what looks wrong.
+    /// Where the workers report suspicions to the keeper.
     pub suspicions: Sender<Suspicion>,
     /// Set where calls were lost, for the keeper.
     pub lost_calls: LostCalls,

@@ -1,8 +1,8 @@
-//! A lane's state: the queues, the calls in flight, and what the worker knows by itself.
+//! A lane's state: the queues, the calls in flight, and the facts by which the worker answers without asking Redis.
 //!
-//! Owns the order of the calls in flight, which is the order of their replies. Invariant: what rests on a clock is decided here
-//! only while that clock was heard a moment ago, since a clock that was wrong once must not prevent its own correction. Leaves
-//! the lock around it to `lane.rs`.
+//! Owns the order of the calls in flight, which is the order of their replies. Invariant: a worker refuses no request by the
+//! clock of a reply that is older than a second. Otherwise a jump of Redis' clock could make it refuse every request, and no
+//! call would bring a reply that corrects the clock. Leaves the lock around it to `lane.rs`.
 
 use super::flight::{Checkout, Flight, MAX_FLIGHTS, Pending, Queue};
 use crate::domain::{HoldKey, Outcome, Request, Terms};
@@ -88,7 +88,8 @@ impl State {
         view.selling && view.identity != self.greeted
     }
 
-    /// The sale that is on at `at`: by the clock of a reply if one came a moment ago, else by the keeper's.
+    /// The sale that is on at `at`: by the clock of a reply that came a moment ago, or else, or if no sale is on by that
+    /// clock, by the keeper's.
     pub(super) fn sale_on(&mut self, at: Instant) -> Option<Terms> {
         let fresh = |heard: &Instant| at.saturating_duration_since(*heard) < CLOCK_TRUST;
         let clock = self.clock.filter(|(_, heard)| fresh(heard)).map(|(clock, _)| clock);

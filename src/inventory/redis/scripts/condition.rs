@@ -1,6 +1,8 @@
-//! What a look at a sale's state finds.
+//! The condition of a sale's state.
 //!
-//! Owns the rule for what a script can go on from. Leaves to the keeper what follows.
+//! Owns the rule by which a state is good, missing, of another epoch, closed, damaged or of another ledger. Invariant: a
+//! state is good only if all of the sale's own fields are. Holds and shares are not looked at: a script reports those that
+//! it cannot read. Leaves to the keeper what follows from the condition.
 
 use super::layout::{MAX_EPOCH, SELLING, field, queue_key, state_key};
 use crate::domain::SaleId;
@@ -38,7 +40,7 @@ impl fmt::Display for Condition {
     }
 }
 
-/// What is read of a state. All but the first three have to be numbers.
+/// The fields that are read of a state. All but the first three have to be numbers.
 const FIELDS: [&str; 14] = [
     field::EPOCH,
     field::STATUS,
@@ -92,7 +94,8 @@ pub fn read(fields: &[Option<Vec<u8>>], length: u64, epoch: u64, ledger: Option<
     }
 }
 
-/// Whether the items are all there. More can be purchased than there are only where the ledger says so.
+/// Whether free, held and purchased items add up to the stock. If the ledger has more purchases than the stock has items, a
+/// rebuilt state has them all, with nothing free.
 fn is_balanced(items: u64, free: u64, held: u64, purchased: u64) -> bool {
     let taken = held.saturating_add(purchased);
     free.saturating_add(taken) == items.max(taken)

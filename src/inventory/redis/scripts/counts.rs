@@ -1,4 +1,4 @@
-//! `lua/counts.lua`: reads how much a sale has decided, and ends the millisecond that was read.
+//! `lua/counts.lua`: reads how much a sale has decided, and makes all later decisions count for a later millisecond.
 
 use super::eval;
 use super::layout::state_key;

@@ -1,10 +1,10 @@
 //! The Lua wire: what this process and the scripts in `lua/` have to agree on.
 //!
-//! Owns the scripts' texts, the arguments of their calls and the forms of their replies, a file a script; what a sale's state
-//! in Redis is made of ([`layout`], [`chunk`]), and what a look at one finds ([`condition`]). Invariants: no other module names a key, a
-//! field, an argument or a mark of the wire; a reply that no script gives reads as `None` and is never guessed at; a number
-//! that stands in Lua and in Rust is tied by a test (`tied_tests.rs`). All of it is pure. Leaves to others: connections,
-//! waiting, and what follows from a reply.
+//! Owns the scripts' texts, the arguments of their calls and the forms of their replies, a file a script; what a sale's
+//! state in Redis is made of ([`layout`], [`chunk`]), and what a look at one finds ([`condition`]). Invariants: no other
+//! module names a key, a field, an argument or a mark of the wire; a reply that no script gives reads as `None` and is never
+//! guessed at; a number that stands in Lua and in Rust is tied by a test (`tied_tests.rs`); nothing here does I/O. Leaves to
+//! others: connections, waiting, and what follows from a reply.
 
 pub mod checkout;
 pub mod chunk;

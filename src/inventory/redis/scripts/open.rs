@@ -1,4 +1,4 @@
-//! `lua/open.lua`: puts a sale's rebuilt state in the place of what is there, in one step.
+//! `lua/open.lua`: puts a sale's rebuilt state in the place of the one that is there, in one step.
 
 use super::eval;
 use super::layout::{keep_until, queue_key, state_key};
