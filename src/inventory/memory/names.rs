@@ -152,7 +152,9 @@ mod tests {
         let known: BTreeMap<u32, Id> = names.iter().collect();
         assert!(known.iter().all(|(number, id)| names.find(id) == Some(*number) && names.get(*number) == Some(*id)));
         let bytes: usize = known.values().map(|id| id.as_bytes().len()).sum();
-        assert_eq!((names.text.len(), names.entries.len()), (bytes, known.len()), "nothing else is kept");
+        let found: usize = names.tables.iter().map(HashTable::len).sum();
+        let kept = (names.text.len(), names.entries.len(), found);
+        assert_eq!(kept, (bytes, known.len(), known.len()), "nothing else is kept");
         // A use that ends out of order: the id stays until those after it are gone.
         let mut names = Names::default();
         let [a, b] = [id(1), id(2)].map(|id| names.use_once(&id));
