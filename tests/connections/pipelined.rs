@@ -2,7 +2,7 @@
 
 use crate::desk::{Asked, DEADLINE, Place, answer_all, poll, while_worker_stands_still};
 use crate::http::Client;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// As many as a connection has open at once.
 const MAX_OPEN: usize = 64;
@@ -192,6 +192,7 @@ fn a_peer_that_ends_its_side_gets_all_answers() {
 fn all_open_requests_are_given_up_in_time() {
     let place = Place::new(Duration::from_secs(3));
     let mut client = place.sent(&numbered(0..MAX_OPEN).iter().map(|path| post(path)).collect::<String>());
+    let begun = Instant::now();
     let mut late = place.desk.waiting(MAX_OPEN);
     // One of them has its answer.
     late.remove(5).answer(None);
@@ -200,6 +201,7 @@ fn all_open_requests_are_given_up_in_time() {
         let want = if n == 5 { (200, "/later/5") } else { (503, "given up") };
         assert_eq!((answer.status, answer.text().as_str()), want, "answer {n}");
     }
+    assert!(begun.elapsed() < DEADLINE, "one after the other: {:?}", begun.elapsed());
     // Answers that come now belong to no request.
     client.send(post("/later/next").as_bytes()).unwrap();
     let next = place.desk.waiting(1).pop().unwrap();

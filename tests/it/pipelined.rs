@@ -5,7 +5,7 @@ use crate::support::clock;
 use crate::support::http::Client;
 use crate::support::process::poll;
 use crate::support::servers::{Mode, Redis, Stack};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 crate::on_stacks! {
     distributed: in_order;
@@ -16,6 +16,8 @@ crate::on_stacks! {
 const MANY: usize = 64;
 /// As long as an instance may need until it sells again.
 const RECOVERY: Duration = Duration::from_secs(10);
+/// Many times the time limit of a request here, and much less than that of [`MANY`] requests, one after the other.
+const TOGETHER: Duration = Duration::from_secs(20);
 
 fn checkouts() -> String {
     let one = |n| format!("POST /checkout?user_id=u{n}&id=i{n} HTTP/1.1\r\nHost: h\r\n\r\n");
@@ -92,10 +94,12 @@ fn open_requests_are_refused_together() {
     let mut client = app.client();
     assert_eq!(client.checkout("first", "i").status, 200);
     stack.redis().pause();
-    // The client's own time limit is shorter than two of the service's for each.
+    let begun = Instant::now();
     let (statuses, errors) = ask(&mut client, &checkouts(), "error");
+    let took = begun.elapsed();
     stack.redis().resume();
     assert_eq!(statuses, [503; MANY]);
+    assert!(took < TOGETHER, "one after the other: {took:?}");
     assert!(errors.iter().all(|error| error == "unavailable"), "{errors:?}");
     poll("a sale that goes on", RECOVERY, || (client.checkout("last", "i").status == 200).then_some(()));
 }
