@@ -16,7 +16,7 @@ use super::request::{self, Body, MAX_HEAD_BYTES, Method, Parse, Reject};
 use super::response::Responder;
 use super::service::Service;
 use super::side::{Shared, WorkerServer};
-use super::stream::{Ended, OUTPUT_BYTES, Stream};
+use super::stream::{Ended, Stream};
 use crate::worker::{Begun, Ticket};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -69,14 +69,13 @@ pub(super) struct Connection<S: Service> {
     session: S::Session,
     /// The open requests behind the one that is being answered, in their order.
     behind: VecDeque<Open<S::Answer>>,
-    scratch: Vec<u8>,
 }
 
 impl<S: Service> Connection<S> {
     pub(super) fn new(server: Arc<WorkerServer<S>>, shared: Arc<Shared>) -> Connection<S> {
         let session = server.service().session(server.worker(), shared.io.waker());
         let stream = Stream::new(server, shared);
-        Connection { stream, session, behind: VecDeque::new(), scratch: Vec::with_capacity(OUTPUT_BYTES) }
+        Connection { stream, session, behind: VecDeque::new() }
     }
 
     /// Serves until the connection ends.
@@ -199,8 +198,8 @@ impl<S: Service> Connection<S> {
         server.service().render(
             answer,
             &mut Responder {
-                out: &mut self.stream.output,
-                scratch: &mut self.scratch,
+                out: &mut self.stream.buffers.output,
+                scratch: &mut self.stream.buffers.scratch,
                 answers: server.answers(),
                 date: &date,
                 keep_alive,
@@ -227,7 +226,7 @@ impl<S: Service> Connection<S> {
             if until_ms <= self.stream.server.now_ms() {
                 return Ok(self.stream.server.service().give_up(&mut self.session, ticket));
             }
-            if self.stream.output.is_empty() {
+            if self.stream.buffers.output.is_empty() {
                 self.stream.shared.set_deadline(until_ms);
                 self.stream.wait();
             } else {
@@ -251,8 +250,8 @@ impl<S: Service> Connection<S> {
     /// Sends an answer that belongs to no request, and ends the connection.
     fn respond_and_end(&mut self, write: impl FnOnce(&mut Responder<'_>)) {
         let date = self.stream.server.date();
-        let out = &mut self.stream.output;
-        let scratch = &mut self.scratch;
+        let out = &mut self.stream.buffers.output;
+        let scratch = &mut self.stream.buffers.scratch;
         let answers = self.stream.server.answers();
         write(&mut Responder {
             out,
@@ -295,12 +294,10 @@ impl<S: Service> Connection<S> {
             return self.stream.read(&mut |_| {});
         }
         self.stream.shared.set_idle();
-        let (session, behind, scratch) = (&mut self.session, &mut self.behind, &mut self.scratch);
+        let (session, behind) = (&mut self.session, &mut self.behind);
         self.stream.read(&mut |service| {
             service.shrink(session);
             *behind = VecDeque::new();
-            scratch.clear();
-            scratch.shrink_to(OUTPUT_BYTES);
         })?;
         if self.stream.shared.set_busy() {
             self.stream.shared.set_used();
@@ -326,7 +323,7 @@ impl<S: Service> Connection<S> {
             }
             if !continued {
                 continued = true;
-                self.stream.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                self.stream.buffers.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
             }
             // Earlier answers are sent now: this request's body may never come.
             self.stream.send()?;

@@ -7,6 +7,7 @@
 mod accept;
 pub mod answers;
 pub mod body;
+mod buffers;
 mod connection;
 pub mod listen;
 pub mod query;

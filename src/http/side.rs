@@ -6,11 +6,13 @@
 //! connection, and accepting to the acceptor.
 
 use super::answers::Answers;
+use super::buffers::SpareBuffers;
 use super::response::HttpDate;
 use crate::worker::{Watched, Workers};
 use parking_lot::Mutex;
 use rustix::net::{RecvFlags, Shutdown};
 use slab::Slab;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
@@ -112,6 +114,8 @@ pub struct WorkerServer<S> {
     /// The service's time limit for idle connections. An idle connection's deadline less this is when it became idle.
     idle_ms: u64,
     answers: Answers,
+    /// The buffers that no connection of this worker needs at the moment.
+    pub(super) spare: SpareBuffers,
 }
 
 const BUSY: u8 = 0;
@@ -242,6 +246,7 @@ impl<S> WorkerServer<S> {
             now_ms: AtomicU64::new(0),
             idle_ms: millis(idle),
             answers: Answers::default(),
+            spare: SpareBuffers::default(),
         };
         side.update_date();
         side
@@ -334,10 +339,12 @@ impl<S> WorkerServer<S> {
         let now = SystemTime::now();
         let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let mut date = self.date.lock();
-        if date.0 != seconds
-            && let Ok(text) = <HttpDate>::try_from(httpdate::fmt_http_date(now).as_bytes())
-        {
-            *date = (seconds, text);
+        if date.0 != seconds {
+            // In place: a String would be the one allocation of an idle worker.
+            let mut text: HttpDate = [b' '; 29];
+            if write!(text.as_mut_slice(), "{}", httpdate::HttpDate::from(now)).is_ok() {
+                *date = (seconds, text);
+            }
         }
     }
 }

@@ -1,9 +1,10 @@
-//! The bytes of one connection: its socket, its two buffers, its waits and its time limits.
+//! The bytes of one connection: its socket, what was read and what is to be sent, its waits and its time limits.
 //!
 //! Owns reading, sending, pausing, lingering before the close, and the memory of the buffers. Invariants: at most
 //! [`MAX_BUFFER_BYTES`] of input are kept; nothing is read while a send waits; a peer that sends faster than its requests are
 //! served pauses after [`READS_IN_A_ROW`] reads. Leaves to the connection what the bytes mean, and when answers are sent.
 
+use super::buffers::{Buffers, INPUT_BYTES, OUTPUT_BYTES};
 use super::request::MAX_HEAD_BYTES;
 use super::side::{Shared, WorkerServer};
 use rustix::buffer::spare_capacity;
@@ -11,12 +12,8 @@ use rustix::net::{SendFlags, Shutdown};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The usual size of the buffer that a connection reads into: any usual head, and a few pipelined requests.
-const BUFFER_BYTES: usize = 4 << 10;
-/// The size up to which that buffer doubles if a connection needs it: the longest head, and as much behind it.
+/// The size up to which the buffer that a connection reads into doubles if a connection needs it: the longest head, and as much behind it.
 const MAX_BUFFER_BYTES: usize = 2 * MAX_HEAD_BYTES;
-/// The usual size of the buffer for answers: a few pipelined ones.
-pub(super) const OUTPUT_BYTES: usize = 1024;
 /// Answers of pipelined requests gather up to this many bytes, then they are sent before the next answer is written: a peer
 /// that sends and never reads costs this much memory and one answer more.
 const OUTPUT_LIMIT: usize = 16 << 10;
@@ -51,11 +48,9 @@ enum Received {
 pub(super) struct Stream<S> {
     pub(super) server: Arc<WorkerServer<S>>,
     pub(super) shared: Arc<Shared>,
-    input: Vec<u8>,
-    /// The index in `input` of the first byte that was not dealt with.
+    pub(super) buffers: Buffers,
+    /// The index in the input of the first byte that was not dealt with.
     start: usize,
-    /// Answers that are not sent yet.
-    pub(super) output: Vec<u8>,
     /// What the event loop has reported, as far as it still holds.
     events: usize,
     /// How many reads in a row have filled the whole buffer.
@@ -66,31 +61,23 @@ pub(super) struct Stream<S> {
 
 impl<S> Stream<S> {
     pub(super) fn new(server: Arc<WorkerServer<S>>, shared: Arc<Shared>) -> Stream<S> {
-        Stream {
-            server,
-            shared,
-            input: Vec::with_capacity(BUFFER_BYTES),
-            start: 0,
-            output: Vec::with_capacity(OUTPUT_BYTES),
-            events: 0,
-            full_reads: 0,
-            grown: false,
-        }
+        let buffers = server.spare.take();
+        Stream { server, shared, buffers, start: 0, events: 0, full_reads: 0, grown: false }
     }
 
     /// The bytes that were read and not dealt with.
     pub(super) fn unread(&self) -> &[u8] {
-        self.input.get(self.start..).unwrap_or_default()
+        self.buffers.input.get(self.start..).unwrap_or_default()
     }
 
     pub(super) fn has_unread(&self) -> bool {
-        self.start < self.input.len()
+        self.start < self.buffers.input.len()
     }
 
     /// The first `count` unread bytes are dealt with.
     pub(super) fn advance(&mut self, count: usize) {
         self.start += count;
-        debug_assert!(self.start <= self.input.len(), "only bytes that were read are dealt with");
+        debug_assert!(self.start <= self.buffers.input.len(), "only bytes that were read are dealt with");
     }
 
     /// Removes `count` unread bytes from `at` on; the bytes behind them move up.
@@ -101,7 +88,7 @@ impl<S> Stream<S> {
     /// Moves the unread bytes to the front, so that there is room behind them.
     pub(super) fn compact(&mut self) {
         if !self.has_unread() {
-            self.input.clear();
+            self.buffers.input.clear();
         } else if self.start > 0 {
             self.drop_bytes(0, self.start);
         }
@@ -109,9 +96,9 @@ impl<S> Stream<S> {
     }
 
     fn drop_bytes(&mut self, at: usize, count: usize) {
-        let left = self.input.len().saturating_sub(count);
-        self.input.copy_within(at + count.., at);
-        self.input.truncate(left);
+        let left = self.buffers.input.len().saturating_sub(count);
+        self.buffers.input.copy_within(at + count.., at);
+        self.buffers.input.truncate(left);
     }
 
     /// Sets the time limit of the phase that begins now.
@@ -122,7 +109,17 @@ impl<S> Stream<S> {
     /// Waits for an event of the socket, or for a wake-up.
     pub(super) fn wait(&mut self) {
         crate::worker::debug_assert_on(self.server.worker());
+        // Buffers that have grown stay until the connection has been idle for a while, so that a busy one does not grow them
+        // again and again.
+        let needs_buffers = self.grown || self.has_unread() || !self.buffers.output.is_empty();
+        if needs_buffers {
+            self.events |= self.shared.io.wait();
+            return;
+        }
+        self.start = 0;
+        self.server.spare.give_back(std::mem::take(&mut self.buffers));
         self.events |= self.shared.io.wait();
+        self.buffers = self.server.spare.take();
     }
 
     /// The connection has taken more memory than usual: it is given back once the connection has been idle for a while.
@@ -133,24 +130,27 @@ impl<S> Stream<S> {
 
     /// Makes room behind `input`. `Err` if it has its greatest size, or if there is no memory.
     fn grow(&mut self) -> Result<(), Ended> {
-        let bytes = (self.input.capacity() * 2).clamp(BUFFER_BYTES, MAX_BUFFER_BYTES);
-        let more = bytes.checked_sub(self.input.len()).filter(|more| *more > 0).ok_or(Ended)?;
-        self.input.try_reserve_exact(more).map_err(|_| Ended)?;
+        let bytes = (self.buffers.input.capacity() * 2).clamp(INPUT_BYTES, MAX_BUFFER_BYTES);
+        let more = bytes.checked_sub(self.buffers.input.len()).filter(|more| *more > 0).ok_or(Ended)?;
+        self.buffers.input.try_reserve_exact(more).map_err(|_| Ended)?;
         self.set_grown();
         Ok(())
     }
 
     /// Gives memory back, once the connection has been idle for a while; `rest` gives back what the caller has.
     fn shrink(&mut self, rest: &mut dyn FnMut(&S)) {
-        if !self.grown || self.shared.is_grown() || !self.input.is_empty() {
+        if !self.grown || self.shared.is_grown() || !self.buffers.input.is_empty() {
             return;
         }
         self.grown = false;
-        if self.input.capacity() > BUFFER_BYTES {
-            self.input = Vec::with_capacity(BUFFER_BYTES);
+        if self.buffers.input.capacity() > INPUT_BYTES {
+            self.buffers.input = Vec::with_capacity(INPUT_BYTES);
         }
-        if self.output.is_empty() && self.output.capacity() > OUTPUT_BYTES {
-            self.output = Vec::with_capacity(OUTPUT_BYTES);
+        if self.buffers.output.is_empty() && self.buffers.output.capacity() > OUTPUT_BYTES {
+            self.buffers.output = Vec::with_capacity(OUTPUT_BYTES);
+        }
+        if self.buffers.scratch.capacity() > OUTPUT_BYTES {
+            self.buffers.scratch = Vec::with_capacity(OUTPUT_BYTES);
         }
         rest(self.server.service());
     }
@@ -188,7 +188,7 @@ impl<S> Stream<S> {
                 self.wait();
                 self.shrink(rest);
             }
-            if self.input.len() == self.input.capacity() {
+            if self.buffers.input.len() == self.buffers.input.capacity() {
                 self.grow()?;
             }
             match self.receive() {
@@ -206,7 +206,7 @@ impl<S> Stream<S> {
             return false;
         }
         self.compact();
-        if self.input.len() == self.input.capacity() && self.grow().is_err() {
+        if self.buffers.input.len() == self.buffers.input.capacity() && self.grow().is_err() {
             return false;
         }
         self.receive() == Received::Bytes
@@ -216,9 +216,9 @@ impl<S> Stream<S> {
     #[inline]
     fn receive(&mut self) -> Received {
         loop {
-            return match rustix::io::read(self.shared.io.fd(), spare_capacity(&mut self.input)) {
+            return match rustix::io::read(self.shared.io.fd(), spare_capacity(&mut self.buffers.input)) {
                 Ok(0) => Received::End,
-                Ok(_) if self.input.len() == self.input.capacity() => {
+                Ok(_) if self.buffers.input.len() == self.buffers.input.capacity() => {
                     self.full_reads += 1;
                     // The client sends much at once: read in larger pieces.
                     let _ = self.grow();
@@ -243,19 +243,19 @@ impl<S> Stream<S> {
 
     /// Whether so much output has gathered that it is sent before more is added.
     pub(super) fn is_output_full(&self) -> bool {
-        self.output.len() > OUTPUT_LIMIT
+        self.buffers.output.len() > OUTPUT_LIMIT
     }
 
     /// Sends all of `output`, within [`SENDING`] if the socket is full.
     #[inline]
     pub(super) fn send(&mut self) -> Result<(), Ended> {
-        if self.output.is_empty() { Ok(()) } else { self.send_output() }
+        if self.buffers.output.is_empty() { Ok(()) } else { self.send_output() }
     }
 
     fn send_output(&mut self) -> Result<(), Ended> {
         let mut sent = 0;
         let mut limited = false;
-        while let Some(rest) = self.output.get(sent..).filter(|rest| !rest.is_empty()) {
+        while let Some(rest) = self.buffers.output.get(sent..).filter(|rest| !rest.is_empty()) {
             match rustix::net::send(self.shared.io.fd(), rest, SendFlags::NOSIGNAL) {
                 Ok(count) => sent += count,
                 Err(rustix::io::Errno::INTR) => {}
@@ -272,10 +272,10 @@ impl<S> Stream<S> {
                 Err(_) => return Err(Ended),
             }
         }
-        self.output.clear();
-        if self.output.capacity() > OUTPUT_KEPT {
-            self.output = Vec::with_capacity(OUTPUT_BYTES);
-        } else if self.output.capacity() > OUTPUT_BYTES {
+        self.buffers.output.clear();
+        if self.buffers.output.capacity() > OUTPUT_KEPT {
+            self.buffers.output = Vec::with_capacity(OUTPUT_BYTES);
+        } else if self.buffers.output.capacity() > OUTPUT_BYTES {
             self.set_grown();
         }
         Ok(())
@@ -290,12 +290,18 @@ impl<S> Stream<S> {
         self.limit(LINGER);
         let mut dropped = 0;
         while dropped < LINGER_BYTES {
-            self.input.clear();
+            self.buffers.input.clear();
             self.start = 0;
             if self.read(&mut |_| {}).is_err() {
                 return;
             }
-            dropped += self.input.len();
+            dropped += self.buffers.input.len();
         }
+    }
+}
+
+impl<S> Drop for Stream<S> {
+    fn drop(&mut self) {
+        self.server.spare.give_back(std::mem::take(&mut self.buffers));
     }
 }
