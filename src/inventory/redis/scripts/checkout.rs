@@ -1,8 +1,8 @@
 //! `lua/checkout.lua`: takes an item for each of a batch of checkouts, in their order.
 
-use super::chunk::{ChunkId, MAX_ENTRY, SLOTS, push_entry};
+use super::chunk::{ChunkId, SLOTS, push_entry};
 use super::layout::{push_user_field, queue_key, state_key};
-use super::{Header, Refusal, begin, decimal, eval, read_refusal};
+use super::{Header, Refusal, begin, decimal, eval, read_refusal, with_text};
 use crate::domain::{HoldNumber, Id, SaleId};
 use redis::Cmd;
 
@@ -63,36 +63,46 @@ pub fn call<'a>(
     out: &mut Vec<u8>,
 ) {
     begin(cmd, header);
+    with_text(|text| pack(cmd, first, requests, text));
+    cmd.write_packed_command(out);
+}
+
+/// Adds the arguments behind the header. `text` is reused memory, in which each argument is written.
+fn pack<'a>(
+    cmd: &mut Cmd,
+    first: HoldNumber,
+    requests: impl Iterator<Item = (&'a Id, &'a Id)> + Clone,
+    text: &mut Vec<u8>,
+) {
     let (first, slot) = ChunkId::of(first);
     debug_assert_eq!(slot, 0, "a call has whole chunks of numbers");
     let count = requests.clone().count();
     let chunks = count.div_ceil(SLOTS) as u64;
-    let mut text = Vec::with_capacity(SLOTS * MAX_ENTRY);
+    text.clear();
     let mut digits = itoa::Buffer::new();
-    first.push(&mut text);
+    first.push(text);
     text.push(b':');
     text.extend_from_slice(digits.format(chunks).as_bytes());
     cmd.arg(count).arg(text.as_slice());
     // Each argument as the script stores it: Lua makes no text for nothing.
     for (user, _) in requests.clone() {
         text.clear();
-        push_user_field(user, &mut text);
+        push_user_field(user, text);
         cmd.arg(text.as_slice());
     }
     for nth in 0..chunks {
         text.clear();
-        first.plus(nth).push_field(&mut text);
+        first.plus(nth).push_field(text);
         cmd.arg(text.as_slice());
     }
     let mut rest = requests;
     for _ in 0..chunks {
         text.clear();
         for (user, item) in rest.by_ref().take(SLOTS) {
-            push_entry(user, item, &mut text);
+            push_entry(user, item, text);
         }
         cmd.arg(text.as_slice());
     }
-    cmd.write_packed_command(out);
 }
 
 /// A call without checkouts: the stock takes back what has expired, the holds of [`super::EXPIRED_CHUNKS`] chunks or few more.

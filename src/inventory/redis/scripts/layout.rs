@@ -6,6 +6,7 @@
 
 use crate::domain::{HoldFacts, HoldNumber, Id, SaleId, Terms};
 use redis::{Cmd, cmd};
+use std::fmt;
 
 /// How long a sale's keys outlive its end at most, in seconds: they expire also where no instance is left to clear them away.
 pub const KEEP_SECONDS: u64 = 604_800;
@@ -71,14 +72,39 @@ pub mod field {
     ];
 }
 
+/// A key of a sale, as text that is written where it is needed. All keys of a sale have its hash tag.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    sale: SaleId,
+    name: &'static str,
+}
+
+impl Key {
+    /// The key of a sale's state (a hash).
+    pub fn state(sale: SaleId) -> Key {
+        Key { sale, name: "state" }
+    }
+
+    /// The key of a sale's queue (a list).
+    pub fn queue(sale: SaleId) -> Key {
+        Key { sale, name: "queue" }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{{sale:{}}}:{}", self.sale, self.name)
+    }
+}
+
 /// The key of a sale's state (a hash).
 pub fn state_key(sale: SaleId) -> String {
-    format!("{{sale:{sale}}}:state")
+    Key::state(sale).to_string()
 }
 
 /// The key of a sale's queue (a list).
 pub fn queue_key(sale: SaleId) -> String {
-    format!("{{sale:{sale}}}:queue")
+    Key::queue(sale).to_string()
 }
 
 /// The sale whose state has this key; `None` if it is not a state's key.

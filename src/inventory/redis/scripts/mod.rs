@@ -20,8 +20,9 @@ pub mod purchase;
 pub mod replan;
 
 use crate::domain::SaleId;
-use layout::{queue_key, state_key};
-use redis::{Cmd, cmd};
+use layout::Key;
+use redis::{Cmd, RedisWrite, cmd};
+use std::cell::RefCell;
 
 /// Requests that one call decides. Natural batches are ten times smaller; it bounds the time that Redis is busy, and
 /// keeps the script's longest argument list below what Lua can unpack (see `lua/checkout.lua`).
@@ -103,7 +104,21 @@ pub fn is_own_failure(error: &str) -> bool {
 fn begin(cmd: &mut Cmd, header: &Header<'_>) {
     let Header { sha, sale, epoch, latest_ms } = *header;
     cmd.clear();
-    cmd.arg("EVALSHA").arg(sha).arg(2).arg(state_key(sale)).arg(queue_key(sale)).arg(epoch).arg(latest_ms);
+    cmd.arg("EVALSHA").arg(sha).arg(2);
+    // Written into the memory of the call: a String each would be all that a call allocates.
+    cmd.write_arg_fmt(Key::state(sale));
+    cmd.write_arg_fmt(Key::queue(sale));
+    cmd.arg(epoch).arg(latest_ms);
+}
+
+thread_local! {
+    /// The memory in which a worker writes one argument after the other. A thread's own, since no call waits.
+    static TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs `work` with reused memory. It may hold anything, and `work` may not use it a second time meanwhile.
+fn with_text(work: impl FnOnce(&mut Vec<u8>)) {
+    TEXT.with_borrow_mut(work);
 }
 
 /// Begins a call that carries the script's `text`, as the keeper's rare calls do.

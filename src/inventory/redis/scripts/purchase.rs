@@ -1,7 +1,7 @@
 //! `lua/purchase.lua`: redeems a batch of holds, in their order.
 
 use super::chunk::{push_slot, read_entry, read_time};
-use super::{Header, Refusal, begin, decimal, read_refusal};
+use super::{Header, Refusal, begin, decimal, read_refusal, with_text};
 use crate::domain::{HoldNumber, Id};
 use redis::Cmd;
 
@@ -75,12 +75,13 @@ fn fact(rest: &mut &[u8], purchased_ms: u64) -> Option<Fact> {
 /// Packs a call and appends it to `out`. `cmd` is reused memory.
 pub fn call(cmd: &mut Cmd, header: &Header<'_>, holds: impl Iterator<Item = HoldNumber>, out: &mut Vec<u8>) {
     begin(cmd, header);
-    let mut slot = Vec::with_capacity(32);
-    for number in holds {
-        slot.clear();
-        push_slot(number, &mut slot);
-        cmd.arg(slot.as_slice());
-    }
+    with_text(|slot| {
+        for number in holds {
+            slot.clear();
+            push_slot(number, slot);
+            cmd.arg(slot.as_slice());
+        }
+    });
     cmd.write_packed_command(out);
 }
 
