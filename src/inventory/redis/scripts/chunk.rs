@@ -12,7 +12,7 @@ use std::fmt;
 /// Holds in a chunk.
 pub const SLOTS: usize = CHUNK_NUMBERS as usize;
 /// Chunks that one entry of the queue names at most: those of the largest call.
-pub const MAX_CHUNKS: u64 = super::MAX_BATCH as u64 / CHUNK_NUMBERS;
+pub const MAX_CHUNKS: u64 = 64;
 
 /// Bytes of a chunk before its first entry: when its holds were taken, and when they expire.
 const HEAD: usize = 2 * TIME_DIGITS;

@@ -44,7 +44,8 @@ const _: () = assert!(
 );
 // purchase.lua: two fields a hold.
 const _: () = assert!(2 * MAX_BATCH + layout::field::ALL.len() < MAX_UNPACKED);
-const _: () = assert!(MAX_BATCH.is_multiple_of(chunk::SLOTS));
+// The largest call has the most chunks that an entry of the queue may name.
+const _: () = assert!(MAX_BATCH == chunk::SLOTS * chunk::MAX_CHUNKS as usize);
 
 /// The text of a script that decides: what stands in front of it, and its own.
 macro_rules! with_prelude {
