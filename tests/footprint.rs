@@ -1,7 +1,7 @@
 //! How much memory a sale in memory takes, in a process of its own.
 #![allow(clippy::unwrap_used)]
 
-use flashsale::domain::{HoldNumber, HoldRow, Id, Outcome, SaleId, Terms};
+use flashsale::domain::{HoldFacts, HoldNumber, HoldRow, Id, Outcome, SaleId, Terms};
 use flashsale::inventory::memory::{Decision, MemorySale};
 
 const NOW: u64 = 1_800_000_000_000;
@@ -56,7 +56,7 @@ fn a_hold_takes_150_bytes_whatever_its_user_has() {
         let (user, item) = words(number, HOLDS);
         let (taken_ms, expires_ms) = (NOW + number / 60, NOW + number / 60 + TERMS.hold_ms);
         let purchased_ms = number.is_multiple_of(2).then_some(taken_ms + 1);
-        HoldRow { number: HoldNumber(number), user, item, taken_ms, expires_ms, purchased_ms, has_checkout: true }
+        HoldRow { number: HoldNumber(number), facts: HoldFacts { user, item, taken_ms, expires_ms, purchased_ms } }
     };
     let before = resident();
     let rows: Vec<HoldRow> = (0..HOLDS).map(row).collect();

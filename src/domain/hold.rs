@@ -59,16 +59,6 @@ pub enum HoldState {
 pub struct HoldRow {
     /// The hold's number.
     pub number: HoldNumber,
-    /// The user who took it.
-    pub user: Id,
-    /// The item that was taken off the stock.
-    pub item: Id,
-    /// When it was taken, unix milliseconds (the purchase's time if only that row is there).
-    pub taken_ms: u64,
-    /// When it expires, unix milliseconds (0 if only the purchase's row is there).
-    pub expires_ms: u64,
-    /// When it was redeemed, unix milliseconds.
-    pub purchased_ms: Option<u64>,
-    /// Whether the checkout's row is there.
-    pub has_checkout: bool,
+    /// The facts in the two rows.
+    pub facts: HoldFacts,
 }

@@ -13,7 +13,7 @@ mod tests;
 
 use super::Progress;
 pub use crate::domain::HoldState;
-use crate::domain::{HoldKey, HoldNumber, HoldRow, Id, Outcome, Record, RecordKind, Terms};
+use crate::domain::{HoldFacts, HoldKey, HoldNumber, HoldRow, Id, Outcome, Record, RecordKind, Terms};
 pub use holds::Hold;
 use holds::{Change, Holds};
 use std::collections::BTreeSet;
@@ -106,7 +106,8 @@ impl MemorySale {
     /// [`MemorySale::dropped`].
     pub fn open(terms: Terms, rows: impl IntoIterator<Item = HoldRow>, now_ms: u64) -> MemorySale {
         let rows: Vec<HoldRow> = rows.into_iter().collect();
-        let latest = rows.iter().map(|row| row.taken_ms.max(row.purchased_ms.unwrap_or(0))).max().unwrap_or(0);
+        let latest =
+            rows.iter().map(|row| row.facts.taken_ms.max(row.facts.purchased_ms.unwrap_or(0))).max().unwrap_or(0);
         let now_ms = now_ms.max(latest);
         let mut sale = MemorySale {
             terms,
@@ -119,14 +120,14 @@ impl MemorySale {
             dropped: 0,
         };
         let mut found = Holds::default();
-        for row in rows {
-            let state = match row.purchased_ms {
+        for HoldRow { number, facts } in rows {
+            let HoldFacts { user, item, taken_ms, expires_ms, purchased_ms } = facts;
+            let state = match purchased_ms {
                 Some(_) => HoldState::Purchased,
-                None if row.expires_ms <= now_ms => HoldState::Expired,
+                None if expires_ms <= now_ms => HoldState::Expired,
                 None => HoldState::Held,
             };
-            if found.get(row.number).is_none_or(|other| other.state < state) {
-                let HoldRow { number, user, item, taken_ms, expires_ms, .. } = row;
+            if found.get(number).is_none_or(|other| other.state < state) {
                 found.insert(number, Hold { user, item, taken_ms, expires_ms, state });
             }
         }

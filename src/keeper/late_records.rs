@@ -204,8 +204,8 @@ fn sold(servers: &mut Servers, present: &Present<'_>, sale: SaleId) -> Result<So
     let mut after = None;
     loop {
         let each = &mut |row: HoldRow| {
-            if row.purchased_ms.is_some() {
-                sold.add(row.number, row.user);
+            if row.facts.purchased_ms.is_some() {
+                sold.add(row.number, row.facts.user);
             }
         };
         after = servers.ledger.page_of_holds(sale, after, each)?;

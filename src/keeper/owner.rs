@@ -83,7 +83,7 @@ fn recognises(servers: &mut Servers, found: &FoundState) -> Result<bool, KeeperE
         return row.map_or(Ok(false), |row| servers.store.has_terms(&row.terms));
     };
     let mut is_known = false;
-    let each = &mut |row: HoldRow| is_known |= sample.get(&row.number.0) == Some(&row.user);
+    let each = &mut |row: HoldRow| is_known |= sample.get(&row.number.0) == Some(&row.facts.user);
     servers.ledger.page_of_holds(found.sale, first.checked_sub(1).map(HoldNumber), each)?;
     Ok(is_known)
 }

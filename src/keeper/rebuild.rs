@@ -43,10 +43,10 @@ fn merge(servers: &mut Servers, terms: &Terms, epoch: u64) -> Result<(RebuiltSal
     let mut union = HoldMerge::default();
     let mut with_checkout = HashSet::new();
     let each = &mut |row: HoldRow| {
-        if row.has_checkout {
+        if row.facts.has_checkout() {
             with_checkout.insert(row.number.0);
         }
-        union.ledger(row.number.0, known(&row));
+        union.ledger(row.number.0, row.facts);
     };
     servers.ledger.holds(terms.sale, each)?;
     let each = &mut |number, known| union.redis(number, known, with_checkout.contains(&number));
@@ -105,14 +105,4 @@ fn quarantine(
     }
     let reason = "no item, or no share of the user, was left when the sale was rebuilt";
     Ok(servers.ledger.quarantine(&records, reason)?)
-}
-
-fn known(row: &HoldRow) -> HoldFacts {
-    HoldFacts {
-        user: row.user,
-        item: row.item,
-        taken_ms: row.taken_ms,
-        expires_ms: row.expires_ms,
-        purchased_ms: row.purchased_ms,
-    }
 }

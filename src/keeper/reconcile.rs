@@ -166,7 +166,7 @@ impl Progress {
     fn read_ledger(&mut self, servers: &mut Servers, after: Option<HoldNumber>) -> Result<(), KeeperError> {
         let in_ledger = &mut self.in_ledger;
         let each = &mut |row: HoldRow| {
-            in_ledger.insert(row.number.0, (row.has_checkout, row.purchased_ms.is_some()));
+            in_ledger.insert(row.number.0, (row.facts.has_checkout(), row.facts.purchased_ms.is_some()));
         };
         let last = servers.ledger.page_of_holds(self.task.sale, after, each)?;
         self.stage = last.map_or(Stage::Redis(0), |last| Stage::Ledger(Some(last)));

@@ -156,11 +156,11 @@ impl Duel<'_> {
     fn write(&mut self, record: &Record) {
         let Record { number, user, item, at_ms, expires_ms, kind } = *record;
         if kind == RecordKind::Purchase {
-            self.rows.get_mut(&number).expect("a hold before its purchase").purchased_ms = Some(at_ms);
+            self.rows.get_mut(&number).expect("a hold before its purchase").facts.purchased_ms = Some(at_ms);
             return;
         }
-        let row = HoldRow { number, user, item, taken_ms: at_ms, expires_ms, purchased_ms: None, has_checkout: true };
-        assert!(self.rows.insert(number, row).is_none(), "a number that was held before");
+        let facts = HoldFacts { user, item, taken_ms: at_ms, expires_ms, purchased_ms: None };
+        assert!(self.rows.insert(number, HoldRow { number, facts }).is_none(), "a number that was held before");
     }
 
     /// Calls of other epochs change nothing.
@@ -199,7 +199,7 @@ impl Duel<'_> {
             if let Told::Outcome(Outcome::AlreadyPurchased { .. }, record) = told
                 && let Some(Record { number, user, at_ms, .. }) = record.take()
             {
-                let row = self.rows.get(&number).map(|row| (row.user, row.purchased_ms));
+                let row = self.rows.get(&number).map(|row| (row.facts.user, row.facts.purchased_ms));
                 same("an earlier purchase", Some((user, Some(at_ms))), row)?;
             }
         }
@@ -240,10 +240,9 @@ impl Duel<'_> {
         self.epoch += 1;
         let mut union = HoldMerge::default();
         for row in rows {
-            let HoldRow { user, item, taken_ms, expires_ms, purchased_ms, .. } = *row;
-            union.ledger(row.number.0, HoldFacts { user, item, taken_ms, expires_ms, purchased_ms });
+            union.ledger(row.number.0, row.facts);
         }
-        let has_checkout = |number: u64| rows.iter().any(|row| row.number.0 == number && row.has_checkout);
+        let has_checkout = |number: u64| rows.iter().any(|row| row.number.0 == number && row.facts.has_checkout());
         self.bench
             .store
             .holds(
@@ -288,14 +287,15 @@ fn allow_the_shorter_wait(reply: &mut Reply, expected: &Reply, recent: &[bool]) 
 
 /// `row` without its purchase (1), as a whole (2), or without its checkout (3); what is taken away is `missing`.
 fn lack(row: &HoldRow, bits: u64, missing: &mut Vec<Record>) -> Option<HoldRow> {
-    let HoldRow { number, user, item, taken_ms, expires_ms, purchased_ms, .. } = *row;
+    let HoldRow { number, facts } = *row;
+    let HoldFacts { user, item, taken_ms, expires_ms, purchased_ms } = facts;
     let hold = Record { kind: RecordKind::Hold, number, user, item, at_ms: taken_ms, expires_ms };
     let purchase =
         purchased_ms.map(|at_ms| Record { kind: RecordKind::Purchase, number, user, item, at_ms, expires_ms: 0 });
     match (bits, purchase) {
         (1, _) => {
             missing.extend(purchase);
-            Some(HoldRow { purchased_ms: None, ..*row })
+            Some(HoldRow { number, facts: HoldFacts { purchased_ms: None, ..facts } })
         }
         (2, _) => {
             missing.push(hold);
@@ -304,7 +304,7 @@ fn lack(row: &HoldRow, bits: u64, missing: &mut Vec<Record>) -> Option<HoldRow> 
         }
         (3, Some(purchase)) => {
             missing.push(hold);
-            Some(HoldRow { taken_ms: purchase.at_ms, expires_ms: 0, has_checkout: false, ..*row })
+            Some(HoldRow { number, facts: HoldFacts { taken_ms: purchase.at_ms, expires_ms: 0, ..facts } })
         }
         _ => Some(*row),
     }

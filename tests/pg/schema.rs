@@ -59,7 +59,7 @@ fn the_first_versions_database_is_migrated_by_many_at_once() {
     assert_eq!(ledger.epoch().unwrap().number, 3);
     assert_eq!(ledger.sales(0).unwrap().len(), 1);
     let mut rows = Vec::new();
-    ledger.holds(SALE, &mut |row| rows.push((row.number.0, row.purchased_ms.is_some()))).unwrap();
+    ledger.holds(SALE, &mut |row| rows.push((row.number.0, row.facts.purchased_ms.is_some()))).unwrap();
     assert_eq!(rows, [(1, false), (2, true), (3, false)]);
     assert_eq!((database.count("quarantined_records"), database.count("purchases")), (1, 1));
     database.append().append(&[&batch(3, Hold, [10]), &batch(3, Purchase, [10])]).unwrap();

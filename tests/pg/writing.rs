@@ -4,7 +4,7 @@ use super::server::Database;
 use super::{AT_MS, SALE, batch, record};
 use flashsale::code::{Codes, MAX_INSTANCE};
 use flashsale::domain::RecordKind::{Hold, Purchase};
-use flashsale::domain::{HoldKey, HoldNumber, SaleId, Terms};
+use flashsale::domain::{HoldFacts, HoldKey, HoldNumber, SaleId, Terms};
 use flashsale::ledger::postgres::{PostgresLedger, parse_dsn};
 use flashsale::ledger::{Append, Fence, HoldRow, Ledger, LedgerError, SharedRecords};
 use std::time::{Duration, Instant};
@@ -117,12 +117,13 @@ fn rows_are_written_once_and_read_back() {
     assert_eq!(counts(&database), (3, 3));
     let row = |number: u64, checkout: bool, purchased: bool| HoldRow {
         number: HoldNumber(number),
-        user: record(Hold, number).user,
-        item: record(Hold, number).item,
-        taken_ms: AT_MS + number,
-        expires_ms: if checkout { AT_MS + number + 300_000 } else { 0 },
-        purchased_ms: purchased.then_some(AT_MS + number),
-        has_checkout: checkout,
+        facts: HoldFacts {
+            user: record(Hold, number).user,
+            item: record(Hold, number).item,
+            taken_ms: AT_MS + number,
+            expires_ms: if checkout { AT_MS + number + 300_000 } else { 0 },
+            purchased_ms: purchased.then_some(AT_MS + number),
+        },
     };
     let want = [row(1, true, false), row(2, true, true), row(3, false, true), row(4, true, true)];
     assert_eq!(holds(&mut ledger), want);

@@ -4,7 +4,7 @@
 //! committed by then leaves nothing. Leaves out failures of Postgres itself.
 
 use crate::world::{Instance, State};
-use flashsale::domain::{HoldNumber, HoldRow, Record, RecordKind, Records, SaleId, Terms};
+use flashsale::domain::{HoldFacts, HoldNumber, HoldRow, Record, RecordKind, Records, SaleId, Terms};
 use flashsale::ledger::{Decided, Epoch, Fence, Ledger, LedgerError, LedgerId, SaleRow, SharedRecords};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -85,15 +85,13 @@ impl LedgerState {
         let mut rows = BTreeMap::new();
         for (_, hold) in self.holds.range((sale, HoldNumber(0))..=(sale, HoldNumber(u64::MAX))) {
             let Record { number, user, item, at_ms, expires_ms, .. } = *hold;
-            let row =
-                HoldRow { number, user, item, taken_ms: at_ms, expires_ms, purchased_ms: None, has_checkout: true };
-            rows.insert(number, row);
+            let facts = HoldFacts { user, item, taken_ms: at_ms, expires_ms, purchased_ms: None };
+            rows.insert(number, HoldRow { number, facts });
         }
         for (_, purchase) in self.purchases.range((sale, HoldNumber(0))..=(sale, HoldNumber(u64::MAX))) {
             let Record { number, user, item, at_ms, .. } = *purchase;
-            let alone =
-                HoldRow { number, user, item, taken_ms: at_ms, expires_ms: 0, purchased_ms: None, has_checkout: false };
-            rows.entry(number).or_insert(alone).purchased_ms = Some(at_ms);
+            let facts = HoldFacts { user, item, taken_ms: at_ms, expires_ms: 0, purchased_ms: None };
+            rows.entry(number).or_insert(HoldRow { number, facts }).facts.purchased_ms = Some(at_ms);
         }
         rows.into_values().collect()
     }

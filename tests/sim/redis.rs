@@ -124,7 +124,7 @@ impl SaleState {
     }
 
     pub fn rows(&self) -> impl Iterator<Item = HoldRow> {
-        self.facts.iter().map(|(number, facts)| row(*number, facts))
+        self.facts.iter().map(|(number, facts)| HoldRow { number: *number, facts: *facts })
     }
 
     /// Puts `facts` to the sale if there is room; says whether there was.
@@ -168,11 +168,6 @@ impl SaleState {
             }
         }
     }
-}
-
-fn row(number: HoldNumber, facts: &HoldFacts) -> HoldRow {
-    let HoldFacts { user, item, taken_ms, expires_ms, purchased_ms } = *facts;
-    HoldRow { number, user, item, taken_ms, expires_ms, purchased_ms, has_checkout: facts.has_checkout() }
 }
 
 /// An instance's way to Redis.
@@ -359,7 +354,8 @@ impl SaleStore for SimStore {
             let facts: BTreeMap<_, _> =
                 rebuilt.holds.iter().map(|(number, (facts, _))| (HoldNumber(*number), *facts)).collect();
             let now_ms = state.unix_ms().max(rebuilt.clock_ms);
-            let sale = MemorySale::open(*terms, facts.iter().map(|(number, facts)| row(*number, facts)), now_ms);
+            let rows = facts.iter().map(|(number, facts)| HoldRow { number: *number, facts: *facts });
+            let sale = MemorySale::open(*terms, rows, now_ms);
             assert_eq!(sale.dropped(), 0, "what is built fits the stock");
             let apart = rebuilt.quarantined.len() as u64;
             let clock_ms = rebuilt.clock_ms;

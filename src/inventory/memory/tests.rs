@@ -12,15 +12,8 @@ fn id(text: &str) -> Id {
 
 /// A checkout's row: taken at `taken_ms` by `user`, and purchased at `purchased_ms`.
 fn row(number: u64, user: &str, taken_ms: u64, purchased_ms: Option<u64>) -> HoldRow {
-    HoldRow {
-        number: HoldNumber(number),
-        user: id(user),
-        item: id("i"),
-        taken_ms,
-        expires_ms: TERMS.hold_expires_ms(taken_ms),
-        purchased_ms,
-        has_checkout: true,
-    }
+    let (user, item, expires_ms) = (id(user), id("i"), TERMS.hold_expires_ms(taken_ms));
+    HoldRow { number: HoldNumber(number), facts: HoldFacts { user, item, taken_ms, expires_ms, purchased_ms } }
 }
 
 /// A decision in short.
@@ -205,7 +198,8 @@ fn undoing() {
 
 #[test]
 fn opening_from_rows() {
-    let alone = HoldRow { expires_ms: 0, has_checkout: false, ..row(4, "dan", 1_010, Some(1_010)) };
+    let mut alone = row(4, "dan", 1_010, Some(1_010));
+    alone.facts.expires_ms = 0;
     let rows = [row(1, "ann", 1_000, None), row(2, "ann", 1_005, None), row(3, "bob", 900, None), alone];
     let mut sale = MemorySale::open(TERMS, rows, 1_020);
     assert_eq!(sale.dropped(), 0);
@@ -325,10 +319,10 @@ proptest! {
                 RecordKind::Hold => {
                     let (taken_ms, expires_ms) = (r.at_ms, r.expires_ms);
                     let (number, user, item) = (r.number, r.user, r.item);
-                    let row = HoldRow { number, user, item, taken_ms, expires_ms, purchased_ms: None, has_checkout: true };
-                    rows.insert(number, row);
+                    let facts = HoldFacts { user, item, taken_ms, expires_ms, purchased_ms: None };
+                    rows.insert(number, HoldRow { number, facts });
                 }
-                RecordKind::Purchase => rows.get_mut(&r.number).unwrap().purchased_ms = Some(r.at_ms),
+                RecordKind::Purchase => rows.get_mut(&r.number).unwrap().facts.purchased_ms = Some(r.at_ms),
             }
         }
         let now = sale.last_ms;

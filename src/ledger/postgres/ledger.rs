@@ -13,7 +13,7 @@ use super::session::{Session, Wire};
 use super::values::{PgTimestamp, number, signed};
 use super::{READ_LIMIT, WORK_LIMIT};
 use crate::code::{Codes, KEY_BYTES, MAX_COUNTER, MAX_INSTANCE, hold_number, random_key};
-use crate::domain::{HoldNumber, Id, SaleId, Terms};
+use crate::domain::{HoldFacts, HoldNumber, Id, SaleId, Terms};
 use crate::ledger::{Fence, HoldRow, Ledger, LedgerError, LedgerId, SaleRow};
 use futures_util::StreamExt;
 use std::collections::VecDeque;
@@ -322,24 +322,15 @@ fn hold_row(row: &Row) -> Option<HoldRow> {
         Some(at) => Some(at.unix()?),
         None => None,
     };
-    match moment(3)? {
-        Some(taken) => Some(HoldRow {
-            number,
+    let facts = match moment(3)? {
+        Some(taken) => HoldFacts {
             user: id(1)?,
             item: id(2)?,
             taken_ms: taken.unix()?,
             expires_ms: moment(4)??.unix()?,
             purchased_ms,
-            has_checkout: true,
-        }),
-        None => Some(HoldRow {
-            number,
-            user: id(5)?,
-            item: id(6)?,
-            taken_ms: purchased_ms?,
-            expires_ms: 0,
-            purchased_ms,
-            has_checkout: false,
-        }),
-    }
+        },
+        None => HoldFacts { user: id(5)?, item: id(6)?, taken_ms: purchased_ms?, expires_ms: 0, purchased_ms },
+    };
+    Some(HoldRow { number, facts })
 }

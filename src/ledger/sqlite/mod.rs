@@ -23,7 +23,7 @@ pub use folder::OpenError;
 
 use super::{Ledger, LedgerError, LedgerId, SaleRow};
 use crate::code::{KEY_BYTES, MAX_INSTANCE, random_key};
-use crate::domain::{HoldNumber, HoldRow, Id, SaleId, Terms};
+use crate::domain::{HoldFacts, HoldNumber, HoldRow, Id, SaleId, Terms};
 use files::OpenFiles;
 use folder::FolderLock;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
@@ -40,11 +40,11 @@ const BACKSTOP_PAGES: u32 = 16_000;
 const CACHE_KIB: i64 = 32 * 1024;
 
 const HOLDS: &str = "
-    SELECT h.hold AS hold, h.user_id, h.item_id, h.created_at, h.expires_at, p.created_at, 1
+    SELECT h.hold AS hold, h.user_id, h.item_id, h.created_at, h.expires_at, p.created_at
     FROM ledger_holds h LEFT JOIN ledger_purchases p ON p.sale_id = h.sale_id AND p.hold = h.hold
     WHERE h.sale_id = ?1
     UNION ALL
-    SELECT p.hold, p.user_id, p.item_id, p.created_at, 0, p.created_at, 0
+    SELECT p.hold, p.user_id, p.item_id, p.created_at, 0, p.created_at
     FROM ledger_purchases p
     WHERE p.sale_id = ?1
       AND NOT EXISTS (SELECT 1 FROM ledger_holds h WHERE h.sale_id = p.sale_id AND h.hold = p.hold)
@@ -129,15 +129,14 @@ fn hold_row(row: &Row<'_>) -> Result<HoldRow, LedgerError> {
         Id::from_bytes(bytes).map_err(|e| LedgerError::failed(format!("hold {}: an id {e}", number.0)))
     };
     let purchased: Option<i64> = row.get(5)?;
-    Ok(HoldRow {
-        number,
+    let facts = HoldFacts {
         user: id(1)?,
         item: id(2)?,
         taken_ms: uint(row, 3)?,
         expires_ms: uint(row, 4)?,
         purchased_ms: purchased.map(|_| uint(row, 5)).transpose()?,
-        has_checkout: row.get(6)?,
-    })
+    };
+    Ok(HoldRow { number, facts })
 }
 
 impl Ledger for SqliteLedger {

@@ -48,7 +48,7 @@ fn holds(ledger: &mut SqliteLedger, sale: SaleId) -> Vec<HoldRow> {
 fn counts(ledger: &mut SqliteLedger, sale: SaleId) -> (u64, u64) {
     let rows = holds(ledger, sale);
     let count = |is: fn(&HoldRow) -> bool| rows.iter().filter(|row| is(row)).count() as u64;
-    (count(|row| row.has_checkout), count(|row| row.purchased_ms.is_some()))
+    (count(|row| row.facts.has_checkout()), count(|row| row.facts.purchased_ms.is_some()))
 }
 
 use RecordKind::{Hold, Purchase};
@@ -68,12 +68,13 @@ fn what_is_appended_is_read_back_in_order() {
 
     let row = |number: u64, user: &str, purchased: bool, has_checkout: bool| HoldRow {
         number: HoldNumber(number),
-        user: user.parse().unwrap(),
-        item: format!("item {number}").parse().unwrap(),
-        taken_ms: at(number),
-        expires_ms: if has_checkout { at(number) + 300_000 } else { 0 },
-        purchased_ms: purchased.then_some(at(number)),
-        has_checkout,
+        facts: HoldFacts {
+            user: user.parse().unwrap(),
+            item: format!("item {number}").parse().unwrap(),
+            taken_ms: at(number),
+            expires_ms: if has_checkout { at(number) + 300_000 } else { 0 },
+            purchased_ms: purchased.then_some(at(number)),
+        },
     };
     let big = i64::MAX as u64;
     drop((ledger, appender));
