@@ -1,5 +1,6 @@
 //! Sales start at multiples of their length: lengths that keep the next edge away from a test, or bring it near.
 
+use super::process::poll;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// No test takes longer than this between its look at the clock and its last request.
@@ -31,10 +32,15 @@ pub fn quiet_at(now: u64) -> u64 {
     (80_000..=86_400).rev().find(quiet).expect("some length has no edge now")
 }
 
-/// A length with which the sale that is on ends in so many seconds.
+/// A length with which the sale that is on ends in so many seconds. There is one at most moments: where the seconds in question
+/// have no divisor below 1,000, this waits for others.
 pub fn sale_seconds_ending_in(seconds: std::ops::Range<u64>) -> u64 {
-    let now = since_epoch().as_secs();
-    (seconds.end..1000).find(|length| seconds.contains(&(length - now % length))).expect("some length ends then")
+    let found = || length_ending_in(&seconds, since_epoch().as_secs());
+    poll("a moment at which some length ends then", Duration::from_secs(60), found)
+}
+
+fn length_ending_in(seconds: &std::ops::Range<u64>, now: u64) -> Option<u64> {
+    (seconds.end..1000).find(|length| seconds.contains(&(length - now % length)))
 }
 
 fn since_epoch() -> Duration {
