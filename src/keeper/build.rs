@@ -181,7 +181,7 @@ impl Store {
             held: rebuilt.held,
             purchased: rebuilt.purchased,
             taken: rebuilt.holds.values().map(|(known, _)| known).filter(with_checkout).count() as u64,
-            apart: rebuilt.quarantined.iter().map(|(_, known)| known).filter(with_checkout).count() as u64,
+            quarantined: rebuilt.quarantined.iter().map(|(_, known)| known).filter(with_checkout).count() as u64,
             queue,
         };
         head.write(&keys(built).0)

@@ -6,7 +6,7 @@
 // Not every tool of the client is needed here.
 #![allow(dead_code)]
 
-mod desk;
 #[path = "../it/support/http.rs"]
 mod http;
 mod pipelined;
+mod scripted;

@@ -1,7 +1,7 @@
 //! Many requests of one connection at once.
 
-use crate::desk::{Asked, DEADLINE, Place, answer_all, poll, while_worker_stands_still};
 use crate::http::Client;
+use crate::scripted::{Asked, DEADLINE, Place, answer_all, poll, while_worker_stands_still};
 use std::time::{Duration, Instant};
 
 /// As many as a connection has open at once.
@@ -41,11 +41,11 @@ fn paths(asked: &[Asked]) -> Vec<&str> {
 fn many_are_open_at_once_up_to_a_bound() {
     let place = place();
     let mut client = place.sent(&numbered(0..70).iter().map(|path| post(path)).collect::<String>());
-    let asked = place.desk.waiting(MAX_OPEN);
+    let asked = place.service.waiting(MAX_OPEN);
     assert_eq!(paths(&asked), numbered(0..MAX_OPEN), "no more are begun before these are answered");
     answer_all(asked);
     assert_eq!(bodies(&mut client, MAX_OPEN), numbered(0..MAX_OPEN));
-    let rest = place.desk.waiting(70 - MAX_OPEN);
+    let rest = place.service.waiting(70 - MAX_OPEN);
     answer_all(rest);
     assert_eq!(bodies(&mut client, 70 - MAX_OPEN), numbered(MAX_OPEN..70));
     // One at a time goes on as before.
@@ -60,7 +60,7 @@ fn long_requests_are_open_at_once_too() {
     let long = |path: &String| format!("POST {path} HTTP/1.1\r\nHost: h\r\nCookie: {cookie}\r\n\r\n");
     // Ten times the usual buffer, and more than its greatest size.
     let mut client = place.sent(&numbered(0..MAX_OPEN).iter().map(long).collect::<String>());
-    let asked = place.desk.waiting(MAX_OPEN);
+    let asked = place.service.waiting(MAX_OPEN);
     answer_all(asked);
     assert_eq!(bodies(&mut client, MAX_OPEN), numbered(0..MAX_OPEN));
 }
@@ -71,9 +71,9 @@ fn answers_come_in_the_order_of_their_requests() {
     let order = ["/now/0", "/later/1", "/now/2", "/later/3", "/later/4", "/now/5"];
     let mut client = place.sent(&posts(&order));
     assert_eq!(bodies(&mut client, 1), ["/now/0"], "it waits for none behind it");
-    let mut asked = place.desk.waiting(3);
+    let mut asked = place.service.waiting(3);
     assert_eq!(paths(&asked), ["/later/1", "/later/3", "/later/4"]);
-    assert_eq!(place.desk.begun(), order);
+    assert_eq!(place.service.begun(), order);
     asked.pop().unwrap().answer(None);
     asked.remove(0).answer(None);
     assert_eq!(bodies(&mut client, 2), ["/later/1", "/now/2"], "as far as answers are there");
@@ -86,7 +86,7 @@ fn other_methods_between() {
     let place = place();
     let head = "HEAD /now/1 HTTP/1.1\r\nHost: h\r\n\r\n";
     let mut client = place.sent(&format!("{}{head}{}", post("/later/0"), post("/later/2")));
-    answer_all(place.desk.waiting(2));
+    answer_all(place.service.waiting(2));
     assert_eq!(bodies(&mut client, 1), ["/later/0"]);
     let told = client.receive_head().unwrap();
     assert_eq!((told.status, told.header("content-length")), (200, Some("6")), "a head without a body");
@@ -101,13 +101,13 @@ fn nothing_is_begun_behind_the_last_request() {
         "POST /later/1 HTTP/1.0\r\n\r\n",
         "POST /now/1 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
     ] {
-        let before = place.desk.begun().len();
+        let before = place.service.begun().len();
         let mut client = place.sent(&format!("{}{last}{}", post("/later/0"), post("/later/2")));
         let waits = 1 + usize::from(last.contains("later"));
-        answer_all(place.desk.waiting(waits));
+        answer_all(place.service.waiting(waits));
         assert_eq!(bodies(&mut client, 2), ["/later/0", last.split(' ').nth(1).unwrap()]);
         assert!(client.is_closed());
-        assert_eq!(place.desk.begun().len() - before, 2, "{last:?}");
+        assert_eq!(place.service.begun().len() - before, 2, "{last:?}");
     }
 }
 
@@ -120,14 +120,14 @@ fn good_requests_before_a_malformed_one_are_answered() {
         "POST /later/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
     ] {
         let mut client = place.sent(&format!("{}{}{bad}{}", post("/later/0"), post("/later/1"), post("/later/2")));
-        let asked = place.desk.waiting(2);
+        let asked = place.service.waiting(2);
         assert_eq!(paths(&asked), ["/later/0", "/later/1"]);
         answer_all(asked);
         assert_eq!(bodies(&mut client, 2), ["/later/0", "/later/1"]);
         assert_eq!(client.receive().unwrap().status, 400, "{bad:?}");
         assert!(client.is_closed());
     }
-    assert!(place.desk.waiting(0).is_empty());
+    assert!(place.service.waiting(0).is_empty());
 }
 
 #[test]
@@ -144,19 +144,19 @@ fn requests_with_bodies() {
     for (framing, begin, end) in
         [("Content-Length: 6", "abc", "def"), ("Transfer-Encoding: chunked", "3\r\nabc\r\n", "0\r\n\r\n")]
     {
-        let before = place.desk.begun().len();
+        let before = place.service.begun().len();
         let all = format!("{sized}{chunked}{empty}{}{}", post("/later/3"), with("/later/4", framing, begin));
         let mut client = place.sent(&all);
-        let asked = place.desk.waiting(4);
+        let asked = place.service.waiting(4);
         assert_eq!(paths(&asked), numbered(0..4));
         answer_all(asked);
         assert_eq!(bodies(&mut client, 4), numbered(0..4));
-        assert_eq!(place.desk.begun().len() - before, 4);
+        assert_eq!(place.service.begun().len() - before, 4);
         while_worker_stands_still(|| client.send(format!("{end}{}", post("/later/5")).as_bytes()).unwrap());
-        answer_all(place.desk.waiting(2));
+        answer_all(place.service.waiting(2));
         assert_eq!(bodies(&mut client, 2), ["/later/4", "/later/5"]);
     }
-    assert!(!place.desk.begun().contains(&"/hidden".into()));
+    assert!(!place.service.begun().contains(&"/hidden".into()));
 }
 
 #[test]
@@ -164,11 +164,11 @@ fn continue_is_said_after_the_answers_before() {
     let place = place();
     let expecting = "POST /later/1 HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n";
     let mut client = place.sent(&format!("{}{expecting}", post("/later/0")));
-    answer_all(place.desk.waiting(1));
+    answer_all(place.service.waiting(1));
     assert_eq!(bodies(&mut client, 1), ["/later/0"]);
     assert_eq!(client.receive_head().unwrap().status, 100);
     while_worker_stands_still(|| client.send(format!("abc{}", post("/later/2")).as_bytes()).unwrap());
-    answer_all(place.desk.waiting(2));
+    answer_all(place.service.waiting(2));
     assert_eq!(bodies(&mut client, 2), ["/later/1", "/later/2"]);
 }
 
@@ -180,7 +180,7 @@ fn a_peer_that_ends_its_side_gets_all_answers() {
         client.send(posts(&["/later/0", "/now/1", "/later/2"]).as_bytes()).unwrap();
         client.finish();
     });
-    let mut asked = place.desk.waiting(2);
+    let mut asked = place.service.waiting(2);
     asked.pop().unwrap().answer(None);
     asked.pop().unwrap().answer(None);
     assert_eq!(bodies(&mut client, 3), ["/later/0", "/now/1", "/later/2"]);
@@ -193,7 +193,7 @@ fn all_open_requests_are_given_up_in_time() {
     let place = Place::new(Duration::from_secs(3));
     let mut client = place.sent(&numbered(0..MAX_OPEN).iter().map(|path| post(path)).collect::<String>());
     let begun = Instant::now();
-    let mut late = place.desk.waiting(MAX_OPEN);
+    let mut late = place.service.waiting(MAX_OPEN);
     // One of them has its answer.
     late.remove(5).answer(None);
     for n in 0..MAX_OPEN {
@@ -204,7 +204,7 @@ fn all_open_requests_are_given_up_in_time() {
     assert!(begun.elapsed() < DEADLINE, "one after the other: {:?}", begun.elapsed());
     // Answers that come now belong to no request.
     client.send(post("/later/next").as_bytes()).unwrap();
-    let next = place.desk.waiting(1).pop().unwrap();
+    let next = place.service.waiting(1).pop().unwrap();
     late.into_iter().for_each(|one| one.answer(Some("late")));
     next.answer(None);
     assert_eq!(bodies(&mut client, 1), ["/later/next"]);
@@ -222,14 +222,14 @@ fn a_peer_that_does_not_read_is_not_served_without_end() {
         scope.spawn(|| client.send(requests.as_bytes()));
         let mut answered = 0;
         let is_closed = || place.server.connections().open == 0;
-        poll("the first requests", || !place.desk.begun().is_empty());
+        poll("the first requests", || !place.service.begun().is_empty());
         poll("the end", || {
-            let asked = place.desk.waiting(0);
+            let asked = place.service.waiting(0);
             answered += asked.len();
             answer_all(asked);
             is_closed()
         });
-        let begun = place.desk.begun().len();
+        let begun = place.service.begun().len();
         // The kernel holds a few megabytes of answers.
         assert!(begun < SENT / 20, "{begun} of {SENT} were begun");
         assert!(begun <= answered + MAX_OPEN, "{begun} were begun, {answered} answered");
@@ -241,7 +241,7 @@ fn a_peer_that_does_not_read_is_not_served_without_end() {
 fn open_requests_are_answered_while_the_server_drains() {
     let place = place();
     let mut client = place.sent(&posts(&["/later/0", "/later/1", "/later/2"]));
-    let mut asked = place.desk.waiting(3);
+    let mut asked = place.service.waiting(3);
     place.server.drain();
     asked.pop().unwrap().answer(None);
     asked.remove(0).answer(None);
@@ -259,10 +259,10 @@ fn open_requests_are_answered_while_the_server_drains() {
 fn memory_is_given_back_when_the_connection_is_idle() {
     let place = place();
     let mut client = place.sent(&posts(&["/later/0", "/later/1", "/later/2"]));
-    answer_all(place.desk.waiting(3));
+    answer_all(place.service.waiting(3));
     assert_eq!(bodies(&mut client, 3), numbered(0..3));
-    poll("the memory", || place.desk.shrunk() == 1);
+    poll("the memory", || place.service.shrunk() == 1);
     client.send(post("/later/3").as_bytes()).unwrap();
-    answer_all(place.desk.waiting(1));
+    answer_all(place.service.waiting(1));
     assert_eq!(bodies(&mut client, 1), ["/later/3"]);
 }

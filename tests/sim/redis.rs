@@ -38,7 +38,7 @@ pub struct SaleState {
     /// The time of the last decision.
     clock_ms: u64,
     /// Holds that the ledger has and that found no place.
-    apart: u64,
+    quarantined: u64,
 }
 
 /// Why a request was not decided.
@@ -110,7 +110,7 @@ impl RedisState {
 
 impl SaleState {
     fn closed(epoch: u64, ledger: Option<String>) -> SaleState {
-        SaleState { epoch, is_open: false, ledger, sale: None, facts: BTreeMap::new(), clock_ms: 0, apart: 0 }
+        SaleState { epoch, is_open: false, ledger, sale: None, facts: BTreeMap::new(), clock_ms: 0, quarantined: 0 }
     }
 
     fn note(&mut self, record: &Record) {
@@ -291,7 +291,7 @@ impl SaleStore for SimStore {
             let found = state.redis.states.get_mut(&sale).filter(|found| found.sale.is_some())?;
             let upto_ms = found.clock_ms;
             found.clock_ms += u64::from(found.is_open);
-            let taken = found.facts.values().filter(|facts| facts.has_checkout()).count() as u64 + found.apart;
+            let taken = found.facts.values().filter(|facts| facts.has_checkout()).count() as u64 + found.quarantined;
             let purchased = found.facts.values().filter(|facts| facts.purchased_ms.is_some()).count() as u64;
             Some(Counts { upto_ms, taken, purchased })
         }))
@@ -357,10 +357,10 @@ impl SaleStore for SimStore {
             let rows = facts.iter().map(|(number, facts)| HoldRow { number: *number, facts: *facts });
             let sale = MemorySale::open(*terms, rows, now_ms);
             assert_eq!(sale.dropped(), 0, "what is built fits the stock");
-            let apart = rebuilt.quarantined.len() as u64;
+            let quarantined = rebuilt.quarantined.len() as u64;
             let clock_ms = rebuilt.clock_ms;
             let nonce = state.random.u64(..);
-            let fresh = SaleState { epoch, is_open: true, ledger, sale: Some(sale), facts, clock_ms, apart };
+            let fresh = SaleState { epoch, is_open: true, ledger, sale: Some(sale), facts, clock_ms, quarantined };
             state.redis.built.insert((terms.sale, epoch, nonce), fresh);
             Built { terms: *terms, epoch, nonce }
         });

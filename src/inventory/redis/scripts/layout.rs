@@ -61,13 +61,27 @@ pub mod field {
     /// Holds whose checkout is known, whatever has become of them.
     pub const TAKEN: &str = "taken";
     /// Holds that the ledger has and that a rebuild had no room for.
-    pub const APART: &str = "apart";
+    pub const QUARANTINED: &str = "quarantined";
     /// The queue's length.
     pub const QUEUE: &str = "queue";
 
     /// All of them.
     pub const ALL: [&str; 16] = [
-        EPOCH, STATUS, LEDGER, ITEMS, LIMIT, HOLD, START, END, CLOCK, SLEWED, FREE, HELD, PURCHASED, TAKEN, APART,
+        EPOCH,
+        STATUS,
+        LEDGER,
+        ITEMS,
+        LIMIT,
+        HOLD,
+        START,
+        END,
+        CLOCK,
+        SLEWED,
+        FREE,
+        HELD,
+        PURCHASED,
+        TAKEN,
+        QUARANTINED,
         QUEUE,
     ];
 }
@@ -191,7 +205,7 @@ pub struct Head<'a> {
     /// Holds whose checkout is known.
     pub taken: u64,
     /// Holds that are in the ledger and not in this state.
-    pub apart: u64,
+    pub quarantined: u64,
     /// The queue's length.
     pub queue: u64,
 }
@@ -216,7 +230,7 @@ impl Head<'_> {
             (field::HELD, self.held),
             (field::PURCHASED, self.purchased),
             (field::TAKEN, self.taken),
-            (field::APART, self.apart),
+            (field::QUARANTINED, self.quarantined),
             (field::QUEUE, self.queue),
         ] {
             set.arg(field).arg(value);

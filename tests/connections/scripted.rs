@@ -100,14 +100,14 @@ pub fn answer_all(asked: Vec<Asked>) {
 }
 
 /// The service. A path that begins with `/now` is answered at once, and each other one when a test says so.
-pub struct Desk {
+pub struct ScriptedService {
     patience: Duration,
     begun: Mutex<Vec<String>>,
     waiting: Mutex<Vec<Asked>>,
     shrunk: AtomicUsize,
 }
 
-impl Desk {
+impl ScriptedService {
     /// The paths of the requests that were begun, in their order.
     pub fn begun(&self) -> Vec<String> {
         self.begun.lock().unwrap().clone()
@@ -125,7 +125,7 @@ impl Desk {
     }
 }
 
-impl Service for Desk {
+impl Service for ScriptedService {
     type Session = Arc<Waiter<String>>;
     type Answer = String;
 
@@ -176,19 +176,19 @@ impl Service for Desk {
     }
 }
 
-/// A server of a desk of its own.
+/// A server with a service of its own.
 pub struct Place {
-    pub desk: Arc<Desk>,
-    pub server: Arc<Server<Desk>>,
+    pub service: Arc<ScriptedService>,
+    pub server: Arc<Server<ScriptedService>>,
 }
 
 impl Place {
     /// A server where an answer may take `patience`.
     pub fn new(patience: Duration) -> Place {
         let (begun, waiting, shrunk) = (Mutex::default(), Mutex::default(), AtomicUsize::new(0));
-        let desk = Arc::new(Desk { patience, begun, waiting, shrunk });
+        let service = Arc::new(ScriptedService { patience, begun, waiting, shrunk });
         let listener = listen::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap().listen().unwrap();
-        let server = Arc::new(Server::start(WORKER.workers, listener, desk.clone(), 100).unwrap());
+        let server = Arc::new(Server::start(WORKER.workers, listener, service.clone(), 100).unwrap());
         let (ticker, ticked) = (Ticker::new(WORKER.workers, 0, TICK).unwrap(), server.clone());
         WORKER
             .workers
@@ -199,7 +199,7 @@ impl Place {
                 }
             })
             .unwrap();
-        Place { desk, server }
+        Place { service, server }
     }
 
     pub fn client(&self) -> Client {
