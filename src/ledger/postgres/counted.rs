@@ -22,6 +22,8 @@ pub(super) struct Count {
     pub purchases: u64,
     /// The text that changes when rows are removed, read before they were counted; `None` if Postgres does not keep these counters.
     pub removed: Option<String>,
+    /// The last moment of the tallies that there were when that text was read first, as the tallies have it.
+    pub trusted_after: i64,
 }
 
 impl Count {

@@ -7,7 +7,7 @@
 //! - A count that was continued with tallies is never above the number of rows; if it is below what is asked for, the rows
 //!   themselves are counted.
 //! - A count is continued only while no row was removed or changed: it is dropped with its session, and when Postgres' own counters
-//!   show a removal.
+//!   show a removal. It is continued only with tallies that came after the counters were read first.
 //!
 //! Leaves to the keeper which counts Redis has, and what is done about missing rows.
 
@@ -26,13 +26,14 @@ const KEPT_MS: u64 = 120_000;
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
 /// The tallies of the sale `$1` after the moment `$2` and up to `$3`, behind a text that changes when rows were removed from
-/// either table, or changed. Postgres notes removals a moment after their commit, in counters that it keeps unless
+/// either table, or changed; and the last moment of all tallies of the sale. Postgres notes removals a moment after their commit, in counters that it keeps unless
 /// `track_counts` is off; TRUNCATE gives a table a new file.
 const SUM: &str = "SELECT (SELECT string_agg(concat_ws(' ', pg_relation_filenode(oid), pg_stat_get_tuples_deleted(oid), \
             pg_stat_get_tuples_updated(oid)), ', ' ORDER BY relname) \
         FROM pg_class WHERE oid IN ('ledger_holds'::regclass, 'ledger_purchases'::regclass) \
             AND current_setting('track_counts')::boolean), \
-        coalesce(sum(holds), 0)::bigint, coalesce(sum(purchases), 0)::bigint \
+        coalesce(sum(holds), 0)::bigint, coalesce(sum(purchases), 0)::bigint, \
+        (SELECT max(last_ms) FROM ledger_tallies WHERE sale_id = $1) \
     FROM (SELECT unnest(moments) AS at_ms, unnest(holds) AS holds, unnest(purchases) AS purchases \
         FROM ledger_tallies WHERE sale_id = $1 AND last_ms > $2) moments \
     WHERE at_ms > $2 AND at_ms <= $3";
@@ -50,7 +51,13 @@ pub(super) async fn has_all(wire: &mut Wire, sale: SaleId, decided: &Decided) ->
     let row = client.query_one(SUM, &[&id, &after, &stored_ms(decided.upto_ms)]).await?;
     let (removed, holds, purchases) = (row.try_get::<_, Option<String>>(0)?, number(&row, 1)?, number(&row, 2)?);
     let upto_ms = decided.upto_ms;
-    let continued = known.filter(|known| removed.is_some() && known.removed == removed).map(|known| {
+    let known = known.filter(|known| removed.is_some() && known.removed == removed);
+    // A tally that is there already may be of a row that was removed before. One that comes later is of a row that is there, as
+    // long as the text does not change.
+    let newest = row.try_get::<_, Option<i64>>(3)?.unwrap_or(i64::MIN);
+    let trusted_after = known.as_ref().map_or(newest, |known| known.trusted_after);
+    let known = known.filter(|known| stored_ms(known.upto_ms) >= trusted_after);
+    let continued = known.map(|known| {
         let (holds, purchases) = (known.holds + holds, known.purchases + purchases);
         Count { upto_ms, holds, purchases, ..known }
     });
@@ -58,7 +65,7 @@ pub(super) async fn has_all(wire: &mut Wire, sale: SaleId, decided: &Decided) ->
         Some(count) => count,
         None => {
             let row = client.query_one(COUNT, &[&id, &PgTimestamp::of(upto_ms)]).await?;
-            Count { upto_ms, holds: number(&row, 0)?, purchases: number(&row, 1)?, removed }
+            Count { upto_ms, holds: number(&row, 0)?, purchases: number(&row, 1)?, removed, trusted_after }
         }
     };
     let has_all = count.covers(decided);
