@@ -86,6 +86,11 @@ impl<T> Waiter<T> {
         self.ring.lock().take(ticket.0)
     }
 
+    /// Whether `ticket` waits for its answer.
+    pub fn is_open(&self, ticket: Ticket) -> bool {
+        self.ring.lock().is_open(ticket.0)
+    }
+
     /// Closes `ticket`: an answer that comes under it from now on is dropped.
     pub fn close(&self, ticket: Ticket) {
         self.ring.lock().close(ticket.0);
@@ -126,6 +131,10 @@ impl<T> Ring<T> {
     fn open(&mut self, ticket: u64) {
         debug_assert_eq!(ticket, self.oldest + self.slots.len() as u64, "tickets are opened in their order");
         self.slots.push_back(Slot::Open);
+    }
+
+    fn is_open(&mut self, ticket: u64) -> bool {
+        matches!(self.slot(ticket), Some(Slot::Open))
     }
 
     fn slot(&mut self, ticket: u64) -> Option<&mut Slot<T>> {

@@ -68,6 +68,9 @@ proptest! {
                 }
                 Step::Shrink => ring.slots.shrink_to(USUAL_SLOTS),
             }
+            for ticket in 0..=next {
+                prop_assert_eq!(ring.is_open(ticket), matches!(map.get(&ticket), Some(None)), "{}", ticket);
+            }
             let oldest = map.keys().next().copied().unwrap_or(next);
             prop_assert_eq!(ring.oldest, oldest, "closed tickets at the front take no memory");
             prop_assert_eq!(ring.slots.len() as u64, next - oldest);

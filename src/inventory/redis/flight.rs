@@ -1,7 +1,7 @@
 //! Requests that wait to be sent to Redis, and the calls that carry them.
 //!
 //! Owns a queue for each kind of request, and how often a request is sent. Invariants: a request that is given to a queue or a call
-//! is sent again, delivered or refused, and never dropped; a queue keeps the order in which its requests came. Leaves to
+//! is sent again, delivered or refused, and dropped only if its connection has given it up before it was sent; a queue keeps the order in which its requests came. Leaves to
 //! `protocol.rs` when a call is sent, and to `answer.rs` what its reply means.
 
 use super::scripts::{EXPIRED_CHUNKS, MAX_BATCH};
@@ -56,6 +56,11 @@ impl<R> Pending<R> {
         self.waiter.deliver(self.ticket, outcome);
     }
 
+    /// Whether the connection still waits for the decision.
+    fn is_wanted(&self) -> bool {
+        self.waiter.is_open(self.ticket)
+    }
+
     /// Where the decision is to be delivered.
     pub(super) fn into_waiter(self) -> (Arc<Waiter<Outcome>>, Ticket) {
         (self.waiter, self.ticket)
@@ -90,23 +95,28 @@ impl<R> Queue<R> {
         self.waiting.push_back(pending);
     }
 
-    /// Takes the first [`MAX_BATCH`] requests, or all if there are fewer.
+    /// Takes the first [`MAX_BATCH`] requests, or all if there are fewer. Forgets those among them that were given up: their clients
+    /// have their answers, and no client would learn of the holds.
     pub(super) fn take_batch(&mut self) -> Vec<Pending<R>> {
         let mut batch = self.spare.pop().unwrap_or_default();
-        let count = self.waiting.len().min(MAX_BATCH);
-        batch.extend(self.waiting.drain(..count));
+        while batch.len() < MAX_BATCH {
+            let Some(pending) = self.waiting.pop_front() else { break };
+            if pending.is_wanted() {
+                batch.push(pending);
+            }
+        }
         batch
     }
 
-    /// Takes the first [`MAX_BATCH`] requests of those that `belong` to one batch. The others stay, in their order.
+    /// The same of those that `belong` to one batch. The others stay, in their order.
     pub(super) fn take_batch_of(&mut self, belong: impl Fn(&R) -> bool) -> Vec<Pending<R>> {
         let mut batch = self.spare.pop().unwrap_or_default();
         for _ in 0..self.waiting.len() {
             let Some(pending) = self.waiting.pop_front() else { break };
-            if batch.len() < MAX_BATCH && belong(&pending.request) {
-                batch.push(pending);
-            } else {
+            if batch.len() == MAX_BATCH || !belong(&pending.request) {
                 self.waiting.push_back(pending);
+            } else if pending.is_wanted() {
+                batch.push(pending);
             }
         }
         batch

@@ -58,14 +58,14 @@ impl ScriptProtocol {
 
     /// Sends one batch of the checkouts that wait, for the sale that is on.
     fn send_checkouts(&mut self, state: &mut State, out: &mut Vec<u8>) {
-        if state.checkouts.len() == 0 {
-            return;
+        let batch = state.checkouts.take_batch();
+        if batch.is_empty() {
+            return state.checkouts.recycle(batch);
         }
         let at = Instant::now();
         let on = state.sale_on(at);
         let view = state.view.load();
         let (epoch, latest_ms) = (view.epoch, view.latest_ms(at));
-        let batch = state.checkouts.take_batch();
         let (Some(terms), Some(first)) = (on, self.lane.shared.numbers.take_chunks(batch.len() as u64)) else {
             return state.checkouts.refuse(batch);
         };
@@ -82,6 +82,9 @@ impl ScriptProtocol {
         let view = state.view.load();
         let (terms, epoch, latest_ms) = (view.sale(sale).copied(), view.epoch, view.latest_ms(at));
         let batch = state.purchases.take_batch_of(|hold| hold.sale == sale);
+        if batch.is_empty() {
+            return state.purchases.recycle(batch);
+        }
         let Some(terms) = terms else {
             return state.purchases.refuse(batch);
         };

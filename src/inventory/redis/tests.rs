@@ -295,6 +295,25 @@ fn a_sale_that_is_not_on_is_left_for_the_one_that_is() {
 }
 
 #[test]
+fn what_was_given_up_is_not_sent() {
+    on_worker(|workers| {
+        let mut bench = Bench::new(workers, false);
+        let asked = [1, 2, 3].map(|user| bench.checkout(user));
+        asked[1].0.close(asked[1].1);
+        let (wanted, unwanted) = (bench.purchase(0, 8), bench.purchase(1, 8));
+        unwanted.0.close(unwanted.1);
+        assert_eq!(bench.send(), ["checkout", "purchase"]);
+        assert_eq!(bench.users(), [id("u1"), id("u3")]);
+        assert_eq!(bench.flights(), [2, 1]);
+        wanted.0.close(wanted.1);
+        let last = [bench.checkout(4), bench.purchase(0, 9)];
+        last.iter().for_each(|asked| asked.0.close(asked.1));
+        assert!(bench.send().is_empty(), "no call for nothing");
+        assert_eq!(bench.lane.undecided(), 3, "what is in flight may have its effect");
+    });
+}
+
+#[test]
 fn what_executed_nothing_is_sent_again_in_its_order() {
     on_worker(|workers| {
         let mut bench = Bench::new(workers, false);
