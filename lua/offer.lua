@@ -6,6 +6,8 @@
 -- Reply  'K <marks>'  a mark for each record: F it fits (it is in the state now, or was), M it does not
 --        'N', 'E <epoch>', 'C <status>', 'T <now>', 'Q' as in checkout.lua; nothing was changed by any of these. For a sale
 --        that has ended the keeper decides by the ledger's rows: no instance rebuilds its state, which may lack some
+-- Fails  where a chunk, a share or an entry of the queue cannot be read: only the time may have been changed, and items of expired
+--        holds taken back
 -- Holds  free + held + purchased = items; `taken` counts the holds whose checkout is known; no user gets above the
 --        limit; a hold that is put back gets the whole hold time again, so that the queue stays in the order of expiry
 
@@ -20,28 +22,6 @@ if now >= ends then return 'T ' .. now end
 local length = tonumber(terms[7])
 if redis.call('LLEN', queue) ~= length then return 'Q' end
 local renewed = tostring(math.min(now + tonumber(terms[4]), ends))
-
--- All items of holds that have expired come back first: below, a hold whose time has passed holds no item. The caller has had most
--- of them taken back before.
-while length > 0 do
-  local back = {}
-  local dropped, head = settle(state, redis.call('LRANGE', queue, 0, BOUND - 1), now, back)
-  if dropped == 0 then break end
-  local shares = back[1] and redis.call('HMGET', state, unpack(back))
-  for i in ipairs(back) do items_of(shares[i]) end
-  redis.call('LTRIM', queue, dropped, -1)
-  length = length - dropped
-  redis.call('HSET', state, 'queue', length)
-  for _, who in ipairs(back) do
-    local share = redis.call('HGET', state, who)
-    redis.call('HSET', state, who, sub(share, 1, 13) .. (items_of(share) - 1))
-  end
-  if back[1] then
-    redis.call('HINCRBY', state, 'free', #back)
-    redis.call('HINCRBY', state, 'held', -#back)
-  end
-  if head then break end
-end
 
 -- Takes one of the free items for `user`, for a hold that lasts until `till` if it is one; false if there is none or the
 -- user is at the limit.
@@ -151,6 +131,38 @@ local function offer_purchase(known, user, item, purchased)
   return true
 end
 
+-- Everything that can fail is tried before the first write. The time is written first: a hold that has expired has no other mark, so
+-- an item that came back under a time that the state forgot would be sold twice.
+for at = 3, #ARGV, 7 do
+  look(sub(ARGV[at + 1], 2), sub(ARGV[at + 1], 1, 1))
+  local share = redis.call('HGET', state, 'u:' .. ARGV[at + 2])
+  if share then items_of(share) end
+end
+redis.call('HSET', state, 'clock', now)
+if slewed then redis.call('HSET', state, 'slewed', slewed) end
+
+-- All items of holds that have expired come back first: below, a hold whose time has passed holds no item. The caller has had most
+-- of them taken back before.
+while length > 0 do
+  local back = {}
+  local dropped, head = settle(state, redis.call('LRANGE', queue, 0, BOUND - 1), now, back)
+  if dropped == 0 then break end
+  local shares = back[1] and redis.call('HMGET', state, unpack(back))
+  for i in ipairs(back) do items_of(shares[i]) end
+  redis.call('LTRIM', queue, dropped, -1)
+  length = length - dropped
+  redis.call('HSET', state, 'queue', length)
+  for _, who in ipairs(back) do
+    local share = redis.call('HGET', state, who)
+    redis.call('HSET', state, who, sub(share, 1, 13) .. (items_of(share) - 1))
+  end
+  if back[1] then
+    redis.call('HINCRBY', state, 'free', #back)
+    redis.call('HINCRBY', state, 'held', -#back)
+  end
+  if head then break end
+end
+
 local marks = {}
 for at = 3, #ARGV, 7 do
   local user, item, taken, expires, purchased = unpack(ARGV, at + 2, at + 6)
@@ -162,6 +174,4 @@ for at = 3, #ARGV, 7 do
   end
   marks[#marks + 1] = fits and 'F' or 'M'
 end
-redis.call('HSET', state, 'clock', now)
-if slewed then redis.call('HSET', state, 'slewed', slewed) end
 return 'K ' .. table.concat(marks)

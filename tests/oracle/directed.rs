@@ -2,9 +2,11 @@
 
 use crate::bench::{Bench, Told, with_test_clock};
 use crate::state::State;
-use flashsale::domain::{HoldNumber, Id, Outcome, Terms};
-use flashsale::inventory::redis::scripts::layout::state_key;
+use flashsale::domain::{HoldNumber, Id, Outcome, Record, RecordKind, Records, Terms};
+use flashsale::inventory::redis::scripts::layout::{queue_key, state_key};
+use flashsale::inventory::redis::scripts::offer;
 use flashsale::inventory::redis::scripts::replan::TEXT as REPLAN;
+use flashsale::keeper::error::KeeperError;
 use flashsale::keeper::merge::{HoldFacts, HoldMerge, RebuiltSale};
 use flashsale::keeper::sale_store::SaleStore;
 
@@ -295,4 +297,46 @@ fn holds_that_an_earlier_version_wrote_are_read_beside_chunks() {
         (17, known("u", "i", taken_ms, expires_ms, Some(START_MS))),
     ];
     assert_eq!(found, want);
+}
+
+/// One that cannot be read makes a script fail: no item comes back that is sold twice, at whatever time the next call comes.
+#[test]
+fn an_offer_that_fails_gives_no_item_back_under_a_time_that_is_forgotten() {
+    let (mut bench, terms) = opened(1, 5);
+    assert!(is_held(&bench.take(&terms, 8..9, "a")[0]));
+    let state = state_key(terms.sale);
+    let _: () = redis::cmd("HSET").arg(&state).arg("c0:3").arg("x").query(&mut bench.connection).unwrap();
+    bench.send_clock(START_MS + 2_000);
+    bench.replies();
+    let mut eval = redis::cmd("EVAL");
+    eval.arg(with_test_clock(offer::TEXT)).arg(2).arg(&state).arg(queue_key(terms.sale)).arg(1).arg(u64::MAX);
+    for slot in ["a0:2", "a0:3"] {
+        eval.arg("H").arg(slot).arg("b").arg("i").arg(START_MS).arg(START_MS + 9_000).arg("0000000000000");
+    }
+    let failed = eval.query::<String>(&mut bench.connection).unwrap_err().to_string();
+    assert!(failed.contains("cannot read a chunk of holds"), "{failed}");
+    let _: () = redis::cmd("HDEL").arg(&state).arg("c0:3").query(&mut bench.connection).unwrap();
+    bench.send_clock(START_MS + 500);
+    bench.send_purchases(&terms, 1, vec![HoldNumber(8)]);
+    let bought = bench.replies().pop().unwrap().unwrap();
+    let is_bought = matches!(bought[0], Told::Outcome(Outcome::Purchased { .. }, _));
+    let is_taken = is_held(&bench.take(&terms, 32..33, "c")[0]);
+    assert!(!(is_bought && is_taken), "one item, two holds that can be purchased");
+    bench.free(&terms);
+}
+
+/// The keeper has the sale rebuilt then.
+#[test]
+fn a_state_that_the_keepers_script_cannot_read_is_told_apart() {
+    let (mut bench, terms) = opened(5, 5);
+    let _: () =
+        redis::cmd("HSET").arg(state_key(terms.sale)).arg("c0:0").arg("x").query(&mut bench.connection).unwrap();
+    let mut records = Records::new(terms.sale, 1);
+    let (user, item, number) = (id("u"), id("i"), HoldNumber(0));
+    records.push(&Record { kind: RecordKind::Hold, number, user, item, at_ms: START_MS, expires_ms: START_MS + 1 });
+    let records: Vec<_> = records.iter().collect();
+    let failed = bench.store.offer(terms.sale, 1, u64::MAX, &records);
+    assert!(matches!(failed, Err(KeeperError::Unreadable(_))), "{failed:?}");
+    let failed = bench.store.offer(terms.sale, 7, u64::MAX, &records);
+    assert!(matches!(failed, Err(KeeperError::Redis(_))), "{failed:?}");
 }
