@@ -30,7 +30,7 @@ end
 local function holds_item(marks, slot) return not (marks and find(marks, slot .. 'P', 1, true)) end
 
 -- Puts the fields of the users into `back` whose holds of this chunk hold an item: those with one of the marks E `slots`,
--- or those without (nil).
+-- or those without (nil). Without `back`, says whether there is such a hold.
 local function live_users(chunk, marks, slots, back)
   if not chunk or #chunk < 26 or marks and #marks % 15 ~= 0 then error('cannot read a chunk of holds') end
   local nth, at = 0, 27
@@ -41,7 +41,10 @@ local function live_users(chunk, marks, slots, back)
       local slot = char(97 + nth)
       local is_meant
       if slots then is_meant = find(slots, slot, 1, true) else is_meant = not (marks and find(marks, slot .. 'E', 1, true)) end
-      if is_meant and holds_item(marks, slot) then back[#back + 1] = 'u:' .. sub(chunk, at + 2, at + user - 31) end
+      if is_meant and holds_item(marks, slot) then
+        if not back then return true end
+        back[#back + 1] = 'u:' .. sub(chunk, at + 2, at + user - 31)
+      end
     end
     nth, at = nth + 1, at + user + item - 62
   end
@@ -67,12 +70,11 @@ local function settle(state, entries, now, back)
   local found, at = redis.call('HMGET', state, unpack(names)), 0
   for i, entry in ipairs(parsed) do
     local is_due = tonumber(entry[1]) <= now
-    local users = is_due and back or {}
     for _ = 1, entry[2] do
-      live_users(found[at + 1], found[at + 2], entry[3], users)
+      local is_live = live_users(found[at + 1], found[at + 2], entry[3], is_due and back or nil)
+      if is_live then return i - 1, entry[1] end
       at = at + 2
     end
-    if not is_due and users[1] then return i - 1, entry[1] end
   end
   return #parsed, nil
 end

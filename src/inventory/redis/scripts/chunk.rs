@@ -24,9 +24,6 @@ const NO_BYTES: u8 = b' ';
 // An id's length is one byte, below those that are not ASCII.
 const _: () = assert!(MAX_ID_BYTES + (NO_BYTES as usize) < 128);
 
-/// The longest entry of a slot, in bytes.
-pub const MAX_ENTRY: usize = 2 + 2 * MAX_ID_BYTES;
-
 /// A chunk of hold numbers: an instance, and the counter divided by [`CHUNK_NUMBERS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChunkId {
@@ -49,7 +46,7 @@ impl ChunkId {
 
     /// The chunk so many behind this one.
     pub fn plus(self, chunks: u64) -> ChunkId {
-        ChunkId { nth: self.nth + chunks, ..self }
+        ChunkId { nth: self.nth.saturating_add(chunks), ..self }
     }
 
     /// The number of a slot; `None` if no instance has such numbers.
@@ -71,7 +68,7 @@ impl ChunkId {
         self.push(out);
     }
 
-    /// The field that has the chunk's holds.
+    /// The same field as text.
     pub fn field(self) -> String {
         format!("c{self}")
     }
