@@ -261,8 +261,13 @@ impl Keeper {
     fn round(&mut self) -> Result<(), KeeperError> {
         let result = self.do_round();
         self.membership.note_outage(self.servers.now(), &result);
-        if let Err(KeeperError::SuspectedLoss(why)) = &result {
-            self.recovery.suspect(why.clone());
+        match &result {
+            Err(KeeperError::SuspectedLoss(why)) => self.recovery.suspect(why.clone()),
+            Err(KeeperError::Unreadable(why)) => {
+                let (now, epoch) = (self.servers.now(), self.membership.epoch.number);
+                self.recovery.suspect_unreadable(now, epoch, why.clone());
+            }
+            _ => {}
         }
         result
     }

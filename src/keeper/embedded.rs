@@ -120,7 +120,9 @@ impl Keeper {
         let mut holds = Vec::new();
         self.ledger.holds(terms.sale, &mut |hold| holds.push(hold))?;
         let found = holds.len();
-        let sale = MemorySale::open(*terms, holds, now_ms);
+        // By a clock that is past the end by mistake, a hold that expires with the sale would be over, and the sale's time would
+        // stand at its end from then on.
+        let sale = MemorySale::open(*terms, holds, now_ms.min(terms.ends_ms.saturating_sub(1)));
         tracing::info!(
             "{terms} is opened: {} items, {} to a user, {found} holds on record",
             terms.items,

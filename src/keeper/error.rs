@@ -13,6 +13,9 @@ pub enum KeeperError {
     /// Redis cannot be reached, refused a call, or answered what no script answers; in words for the log.
     #[error("{0}")]
     Redis(String),
+    /// A script cannot read a sale's state, which only a rebuild mends.
+    #[error("{0}")]
+    Unreadable(String),
     /// The ledger refused, or cannot be reached.
     #[error(transparent)]
     Ledger(#[from] LedgerError),

@@ -9,9 +9,10 @@ use crate::domain::{HoldNumber, SaleId};
 use crate::inventory::redis::scripts::chunk::{self, ChunkId};
 pub use crate::inventory::redis::scripts::condition::Condition;
 pub use crate::inventory::redis::scripts::counts::Counts;
+use crate::inventory::redis::scripts::is_own_failure;
 use crate::inventory::redis::scripts::layout::{HOLD_FIELDS, STATE_KEYS, read_hold, sale_of_state_key, state_key};
 use crate::redis_wire::endpoint::RedisEndpoint;
-use redis::{Cmd, Connection, FromRedisValue, RedisResult, cmd};
+use redis::{Cmd, Connection, FromRedisValue, RedisError, RedisResult, ServerError, cmd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,13 @@ const SCAN: usize = 1_000;
 /// A reply in the words of a message.
 pub(super) fn words(reply: &[u8]) -> String {
     String::from_utf8_lossy(reply).into_owned()
+}
+
+/// Whether a script failed because it cannot read a sale's state.
+fn is_unreadable(error: RedisError) -> bool {
+    let is_own =
+        |error: &ServerError| is_own_failure(&format!("{} {}", error.code(), error.details().unwrap_or_default()));
+    error.into_server_errors().is_some_and(|errors| errors.iter().any(|(_, error)| is_own(error)))
 }
 
 /// A connection that was not used for this long is tried first: the shortest `timeout` of Redis is a second.
@@ -66,7 +74,8 @@ impl Store {
         done.map_err(|e| {
             // Whatever it was, what follows on this connection may belong to the call that failed.
             self.connection = None;
-            KeeperError::Redis(format!("Redis at {}: {e}", self.target.name))
+            let why = format!("Redis at {}: {e}", self.target.name);
+            if is_unreadable(e) { KeeperError::Unreadable(why) } else { KeeperError::Redis(why) }
         })
     }
 
