@@ -70,7 +70,11 @@ fn the_first_versions_database_is_migrated_by_many_at_once() {
 /// They could not read the states of this version in Redis.
 #[test]
 fn instances_of_an_earlier_version_end_before_the_first_of_this_one_starts() {
-    for lock in ["pg_advisory_lock_shared(1718812674, 3)", "pg_advisory_lock_shared(1718812676, 3)"] {
+    for lock in [
+        "pg_advisory_lock_shared(1718812674, 3)",
+        "pg_advisory_lock_shared(1718812676, 3)",
+        "pg_advisory_lock(1718812675, 0)",
+    ] {
         let database = first_version();
         let mut old = database.client();
         old.batch_execute(&format!("SELECT {lock}")).unwrap();

@@ -92,9 +92,9 @@ mod tests {
 
     #[test]
     fn the_schema_and_the_code_agree_on_the_members_locks() {
-        use crate::ledger::postgres::{EPOCH_CLASS, MEMBERS_CLASS};
+        use crate::ledger::postgres::{EPOCH_CLASS, MEMBERS_CLASS, OPENERS_CLASS};
         let schema: String = MIGRATIONS.iter().map(|migration| migration.sql).collect();
-        assert!(schema.contains(&format!("IN ({EPOCH_CLASS}, {MEMBERS_CLASS})")));
+        assert!(schema.contains(&format!("IN ({EPOCH_CLASS}, {MEMBERS_CLASS}, {OPENERS_CLASS})")));
     }
 
     #[test]

@@ -105,7 +105,9 @@ impl Append for SqliteAppend {
             let _turn = self.checkpointer.turn();
             on_connection(&mut self.db, &self.path, |db| write(db, &self.codes, batches))
         };
-        self.checkpointer.committed(batches.iter().map(|records| records.len()).sum());
+        if done.is_ok() {
+            self.checkpointer.committed(batches.iter().map(|records| records.len()).sum());
+        }
         done
     }
 
