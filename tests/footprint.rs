@@ -63,5 +63,7 @@ fn a_hold_takes_150_bytes_whatever_its_user_has() {
     let sale = MemorySale::open(TERMS, rows, NOW + 20_000);
     let each = resident().saturating_sub(before) / HOLDS;
     println!("{each} bytes a hold, after a start");
+    // The rows themselves, some of which the allocator keeps, were more than this.
+    assert!(each <= 250, "{each} bytes a hold, after a start");
     assert_eq!((sale.dropped(), sale.progress().taken, sale.progress().purchased), (0, HOLDS, HOLDS / 2));
 }

@@ -1,7 +1,7 @@
 //! Samples into tables and pictures.
 //!
 //! Owns medians, ratios and the writing of both. A ratio of rates is the median over all slices, each of which is put beside
-//! the other program's slice that was taken just before or after it: what changes slowly on the machine cancels out. CPU time
+//! the other program's slice of the same turn: what changes slowly on the machine cancels out. CPU time
 //! comes in ticks that are too coarse for a slice, so its ratio is the median over the rounds.
 
 use crate::floors::Floor;

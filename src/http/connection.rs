@@ -25,8 +25,8 @@ use std::time::Duration;
 /// How long a request may take to arrive, head and body, counted from its first byte.
 const ARRIVAL: Duration = Duration::from_secs(10);
 
-/// How many requests of a connection are open at once: as many as make batches large, and few enough that an open request's
-/// memory, about 250 bytes here and in the inventory's queue, stays below that of the connection's buffers.
+/// How many requests of a connection are open at once: as many as make batches large. All of them take about 20 kB, here and in the
+/// inventory's queue.
 const MAX_OPEN: usize = 64;
 
 /// A request that was begun and is not answered.
